@@ -1,0 +1,1 @@
+"""Making the deciders better: tasks, rewards, rollouts, GRPO, SFT and evolution."""

@@ -38,15 +38,17 @@ def decoding_grammar(
     lines = [
         "start: " + " | ".join(f"plan{n}" for n in lengths),
         *(
-            f'plan{n}: "subtasks = [" {_times("subtask", n)} "]\\nworkers = [" {_times("worker", n)}'
-            f' "]\\naccess = [" {_access_lists(n)} "]\\n"'
+            f'plan{n}: "subtasks = [" {_times("subtask", n)} '
+            f'"]\\nworkers = [" {_times("worker", n)} '
+            f'"]\\naccess = [" {_access_lists(n)} "]\\n"'
             for n in lengths
         ),
         *(_access_rule(step) for step in range(most_steps)),
         *(_tail_rule(after, step) for step in range(2, most_steps) for after in range(step - 1)),
         "worker: " + " | ".join(f'"{number}"' for number in range(workers)),
         "subtask: SUBTASK",
-        f'SUBTASK: /"[^"\\\\\\x00-\\x20\\x7f-\\x9f][^"\\\\\\x00-\\x1f\\x7f-\\x9f]{{2,{subtask_characters - 1}}}"/',
+        rf'SUBTASK: /"[^"\\\x00-\x20\x7f-\x9f][^"\\\x00-\x1f\x7f-\x9f]'
+        rf'{{2,{subtask_characters - 1}}}"/',
     ]
     return "\n".join(lines) + "\n"
 

@@ -295,7 +295,7 @@ _EXCERPT = 100
 
 
 def _excerpt(source: str, column: int, width: int) -> tuple[str, int, int]:
-    """Cut a long line round ``column``: the text shown, cells before the caret, cells of the caret."""
+    """Cut a long line round ``column``: text, cells before the caret, cells under the caret."""
     start = 0
     if len(source) > _EXCERPT:
         start = max(0, min(column - 1 - _EXCERPT // 3, len(source) - _EXCERPT))

@@ -475,35 +475,6 @@ _STRINGS = frozenset(
     )
 )
 _VALUES = _STRINGS | {"OPEN", "NUMBER", "NAME"}
-_QUOTES:
-                _give_up(found, name, start, stop + 1, _unterminated(text, name, stop))
-                return stop + 1, 1
-            problem = _unexpected(name, Token("TEXT", text[stop], stop, end_pos=stop + 1))
-            return _give_up(found, name, start, stop + 1, problem)
-        if token is None:
-            return _give_up(found, name, start, len(text), _unclosed(name, bracket))
-        last = token.end_pos or last
-        if token.type in _VALUES and depth:
-            count[min(depth, 2)] += 1
-            if count[min(depth, 2)] > limits.steps:
-                return _give_up(found, name, start, last, _too_many(name, token, limits))
-        depth += (token.type == "OPEN") - (token.type == "CLOSE")
-        if depth == 1:
-            count[2] = 0
-        if depth > _DEEPEST:
-            return _give_up(found, name, start, last, _too_deep(name, token))
-        parser.feed_token(token)
-        if depth == 0 and token.type == "CLOSE":
-            break
-    entries = parser.feed_eof()  # type: ignore[no-untyped-call]  # lark leaves it untyped
-    found.lists.append(_List(name, start, last, tuple(entries), broken))
-    return last, 0
-
-
-_VALUES = frozenset(
-    "OPEN NUMBER NAME DOUBLE_QUOTED SINGLE_QUOTED TRIPLE_DOUBLE_QUOTED TRIPLE_SINGLE_QUOTED "
-    "CURLY_DOUBLE_QUOTED CURLY_SINGLE_QUOTED".split()
-)
 _QUOTES = frozenset("\"'“”„‘’")
 
 

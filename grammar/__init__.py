@@ -4,6 +4,17 @@ from .constrain import decoding_grammar
 from .diagnostics import RULES, Diagnostic, PlanError, Rule, visible
 from .parse import check, parse, parse_file, parse_revision
 from .plan import Limits, Plan, Step
+from .render import (
+    LayoutMissing,
+    Mark,
+    Row,
+    terminal_rows,
+    to_dot,
+    to_mermaid,
+    to_png,
+    to_svg,
+    to_terminal,
+)
 from .topology import (
     Topology,
     best_of_n,
@@ -21,9 +32,12 @@ from .topology import (
 __all__ = [
     "RULES",
     "Diagnostic",
+    "LayoutMissing",
     "Limits",
+    "Mark",
     "Plan",
     "PlanError",
+    "Row",
     "Rule",
     "Step",
     "Topology",
@@ -40,6 +54,12 @@ __all__ = [
     "parse_file",
     "parse_revision",
     "single",
+    "terminal_rows",
+    "to_dot",
+    "to_mermaid",
+    "to_png",
+    "to_svg",
+    "to_terminal",
     "topology",
     "tree",
     "visible",

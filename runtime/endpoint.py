@@ -1,0 +1,1004 @@
+"""A worker behind HTTP: any server with the OpenAI-compatible ``/chat/completions``.
+
+Everything the server sends is foreign: it is size-capped, checked for shape, and quoted in messages
+only after keys are taken out. Whatever goes wrong becomes a WorkerError by the tables of this file
+and nowhere else:
+
+- ``_STATUS``: what an HTTP status means,
+- ``_CODES``: what an ``error`` object in a body or stream means,
+- ``exception_table()``: what an exception of httpx or aiohttp means.
+
+httpx, httpx_sse and aiohttp are imported when the first call is made, not before.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import socket
+import ssl
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from difflib import get_close_matches
+from email.utils import parsedate_to_datetime
+from functools import cache
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self
+from urllib.parse import SplitResult, parse_qsl, quote, urlsplit, urlunsplit
+
+import anyio
+import anyio.lowlevel
+
+from .errors import FailureKind, PoolError, WorkerError
+from .worker import (
+    Call,
+    Completion,
+    FinishReason,
+    Health,
+    Message,
+    OnText,
+    Sampling,
+    Usage,
+    ignore,
+)
+
+if TYPE_CHECKING:
+    import httpx
+
+CONNECT_TIMEOUT_S = 10.0
+CHECK_TIMEOUT_S = 5.0
+BODY_LIMIT = 32 * 2**20
+"""Most bytes of one completion, with everything round it."""
+ERROR_LIMIT = 2**20
+"""Most bytes that are read of an answer that is no completion."""
+
+_DRAIN_S = 0.25  # for the end of the body after [DONE], so that the connection can be used again
+_TAIL_S = 5.0  # for usage and [DONE] after the finish reason; the completion itself is whole
+_QUOTED = 300  # longest quotation of a server in a message
+
+
+# -- the client -------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Open:
+    """The client of one event loop and how many have entered it."""
+
+    client: httpx.AsyncClient
+    holders: int = 0
+
+
+class HttpClient:
+    """The connections of a pool: one httpx client per event loop, opened while anyone needs it.
+
+    Entering twice is harmless, and so is entering from several event loops, in turn or in threads:
+    each has connections of its own. Under asyncio requests go through aiohttp, since httpx's own
+    connection pool slows down from some fifty concurrent calls on and loses slots to cancellation
+    (encode/httpx#3215, encode/httpcore#1093). There is no limit of connections here: limits belong
+    to the workers, and a queue that nobody sees would spoil them.
+
+    Args:
+        transport: Used instead of the network. It is shared by all loops and closed with each.
+    """
+
+    def __init__(self, *, transport: httpx.AsyncBaseTransport | None = None) -> None:
+        self._transport = transport
+        self._open: anyio.lowlevel.RunVar[_Open | None] = anyio.lowlevel.RunVar(
+            f"http-{id(self)}", None
+        )
+
+    @asynccontextmanager
+    async def opened(self) -> AsyncIterator[httpx.AsyncClient]:
+        """Hold the client of this event loop open and give it."""
+        async with self:
+            state = self._open.get()
+            assert state is not None
+            yield state.client
+
+    async def __aenter__(self) -> Self:
+        state = self._open.get()
+        if state is None:
+            state = _Open(_new_client(self._transport))
+            self._open.set(state)
+        state.holders += 1
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        state = self._open.get()
+        assert state is not None
+        state.holders -= 1
+        if state.holders == 0:
+            self._open.set(None)  # before the await: who enters meanwhile gets a new client
+            with anyio.CancelScope(shield=True):
+                await state.client.aclose()
+
+
+def _new_client(transport: httpx.AsyncBaseTransport | None) -> httpx.AsyncClient:
+    from http.cookiejar import CookieJar, DefaultCookiePolicy
+
+    import httpx
+
+    return httpx.AsyncClient(
+        transport=transport or _new_transport(),
+        follow_redirects=False,
+        trust_env=False,
+        cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),  # nothing carries over
+    )
+
+
+def _new_transport() -> httpx.AsyncBaseTransport:
+    import httpx
+
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=100)
+    if _under_trio():
+        return httpx.AsyncHTTPTransport(verify=_tls(), trust_env=False, limits=limits)
+
+    import aiohttp
+    from httpx_aiohttp import AiohttpTransport
+
+    def session() -> aiohttp.ClientSession:
+        # Made here because the transport's own session keeps cookies, and has aiohttp's limit of
+        # 100 connections where none is asked for.
+        return aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, ssl=_tls()),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            trust_env=False,
+        )
+
+    return AiohttpTransport(verify=_tls(), trust_env=False, client=session)
+
+
+def _under_trio() -> bool:
+    try:
+        import sniffio
+    except ImportError:  # it comes with trio
+        return False
+    return sniffio.current_async_library() == "trio"
+
+
+@cache
+def _tls() -> ssl.SSLContext:
+    import httpx
+
+    return httpx.create_ssl_context(trust_env=False)
+
+
+# -- the worker -------------------------------------------------------------------------------
+
+
+class Endpoint:
+    """A model behind an OpenAI-compatible server.
+
+    Args:
+        name: Its name in the pool.
+        url: Base address, usually ending in /v1; ``/chat/completions`` is put after its path.
+        model: The server's name of the model.
+        key: API key; sent as ``Authorization: Bearer`` and found nowhere else.
+        headers: Further headers. Their values are kept out of messages, as the key is.
+        sampling: For what a call leaves open.
+        system: Put before every call, or before its system message.
+        timeout_s: Longest wait for the next piece of an answer, in seconds.
+        token_limit_field: Name of the token limit in the request.
+        extra: Further fields of the request body.
+        card: What it is good at.
+        tags: Words to choose it by.
+        client: Connections to share; its own by default.
+
+    Raises:
+        PoolError: If the address or the key can't be used, or the key would go over the network in
+            the clear.
+    """
+
+    constrains = False
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        url: str,
+        model: str,
+        key: str = "",
+        headers: Mapping[str, str] | None = None,
+        sampling: Sampling = Sampling(),
+        system: str = "",
+        timeout_s: float = 300.0,
+        token_limit_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens",  # noqa: S107 - a field's name
+        extra: Mapping[str, Any] | None = None,
+        card: str = "",
+        tags: Sequence[str] = (),
+        client: HttpClient | None = None,
+    ) -> None:
+        self.name = name
+        self.model = model
+        self.card = card
+        self.tags = tuple(tags)
+        self._url = _checked_url(name, url)
+        self.host = self._url.netloc
+        headers = dict(headers or {})
+        key = key.strip()
+        _check_secrets(name, self._url, key, headers)
+        self._headers = {**headers, "Accept-Encoding": "identity"}
+        if key:
+            self._headers["Authorization"] = f"Bearer {key}"
+        self._secrets = _forms_of(key, headers.values())
+        self._sampling = sampling
+        self._system = system
+        self._timeout_s = timeout_s
+        self._token_limit_field = token_limit_field
+        self._extra = dict(extra or {})
+        self._client = client or HttpClient()
+        self._asks_usage = True
+
+    def __repr__(self) -> str:
+        return f"Endpoint({self.name!r}, url={self._address('')!r}, model={self.model!r})"
+
+    async def __aenter__(self) -> Self:
+        await self._client.__aenter__()
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self._client.__aexit__(*exc_info)
+
+    async def complete(self, call: Call, on_text: OnText = ignore) -> Completion:
+        """Send the call and stream the answer."""
+        async with self._client.opened() as client:
+            ask_usage = self._asks_usage
+            try:
+                return await self._attempt(client, call, on_text, ask_usage=ask_usage)
+            except _NoStreamOptions:
+                pass
+            completion = await self._attempt(client, call, on_text, ask_usage=False)
+            self._asks_usage = False  # known only now: an error may name what it does not mind
+            return completion
+
+    async def check(self) -> Health:
+        """Ask the server for its models; nothing is generated."""
+        try:
+            status, payload = await self._get_models(CHECK_TIMEOUT_S)
+        except WorkerError as error:
+            return Health(False, error.failure.message)
+        if status in (401, 403):
+            if self._url.hostname in _LISTS_WITH_OTHER_KEYS:
+                detail = "reachable; it lists models to its own API only, so nothing more is known"
+                return Health(True, detail)
+            told = self._told(payload)
+            return Health(False, f"{self.host} rejected the key: {told}; check the key")
+        if status in (404, 405):
+            return Health(True, f"reachable, but it lists no models, so {self.model} is unchecked")
+        if status != 200:
+            return Health(False, self._status_error(status, payload, {}).failure.message)
+        models = _model_ids(payload)
+        if models is None:
+            detail = f"{self.host} answers, but not as an OpenAI-compatible API; check url"
+            return Health(False, detail)
+        if not models:
+            return Health(True, f"reachable, but it lists no models, so {self.model} is unchecked")
+        if not any(_same_model(self.model, each) for each in models):
+            known = self._clean(_some_of(models, self.model))
+            detail = f"reachable, but it does not list model {self.model}; it has: {known}"
+            return Health(False, detail)
+        return Health(True, f"reachable, model {self.model} is there")
+
+    async def models(self, timeout_s: float = CHECK_TIMEOUT_S) -> tuple[str, ...]:
+        """List the models of the server.
+
+        Args:
+            timeout_s: For the whole of it.
+
+        Raises:
+            WorkerError: If it doesn't tell.
+        """
+        status, payload = await self._get_models(timeout_s)
+        if status != 200:
+            raise self._status_error(status, payload, {})
+        models = _model_ids(payload)
+        if models is None:
+            self._fail(FailureKind.BAD_RESPONSE, "its answer is no list of models", "check url")
+        return models
+
+    # -- requests
+
+    def _address(self, path: str) -> str:
+        return urlunsplit(self._url._replace(path=self._url.path + path))
+
+    def _body(self, call: Call, *, ask_usage: bool) -> dict[str, Any]:
+        sampling = call.sampling.over(self._sampling)
+        chosen = {
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            self._token_limit_field: sampling.max_tokens,
+            "seed": sampling.seed,
+            "stop": list(sampling.stop) or None,
+        }
+        return {
+            "model": self.model,
+            "messages": [
+                {"role": each.role, "content": each.content}
+                for each in _with_system(self._system, call.messages)
+            ],
+            **{field: value for field, value in chosen.items() if value is not None},
+            **self._extra,
+            "stream": True,
+            **({"stream_options": {"include_usage": True}} if ask_usage else {}),
+        }
+
+    async def _attempt(
+        self, client: httpx.AsyncClient, call: Call, on_text: OnText, *, ask_usage: bool
+    ) -> Completion:
+        answer = _Answer(self, on_text)
+        # json escapes all that is not ASCII, so that lone surrogates of a broken text can be sent
+        content = json.dumps(self._body(call, ask_usage=ask_usage)).encode()
+        failure: WorkerError | None = None
+        try:
+            async with self._sent(
+                client,
+                "POST",
+                "/chat/completions",
+                self._timeout_s,
+                content=content,
+                headers={"Content-Type": "application/json", "Accept": "text/event-stream"},
+            ) as response:
+                await self._read_answer(response, answer, ask_usage)
+        except WorkerError as error:
+            failure = error
+        if failure is not None and not answer.finished:
+            failure.__context__ = None  # what httpx raised holds the request, with its key
+            raise failure
+        return answer.completion()  # whole after its finish reason, whatever came then
+
+    async def _get_models(self, timeout_s: float) -> tuple[int, Any]:
+        with anyio.move_on_after(timeout_s):
+            async with (
+                self._client.opened() as client,
+                self._sent(client, "GET", "/models", timeout_s) as response,
+            ):
+                limit = BODY_LIMIT if response.status_code == 200 else ERROR_LIMIT
+                text, _ = await self._read_body(response, limit)
+                return response.status_code, _json_or_text(text)
+        self._fail(FailureKind.TIMEOUT, f"no answer within {timeout_s:g} s", "is it overloaded?")
+
+    @asynccontextmanager
+    async def _sent(
+        self,
+        client: httpx.AsyncClient,
+        method: str,
+        path: str,
+        timeout_s: float,
+        *,
+        headers: Mapping[str, str] | None = None,
+        content: bytes | None = None,
+    ) -> AsyncIterator[httpx.Response]:
+        """Send a request; what httpx raises, here or in the block, leaves as a WorkerError.
+
+        The WorkerError has no cause: the exceptions of HTTP libraries hold the request with its
+        key, and whatever logs them with their attributes would show it.
+        """
+        import httpx
+
+        # "pool" is aiohttp's limit for the whole of connecting, name look-up included
+        timeout = httpx.Timeout(timeout_s, connect=CONNECT_TIMEOUT_S, pool=CONNECT_TIMEOUT_S)
+        told: WorkerError
+        try:
+            async with client.stream(
+                method,
+                self._address(path),
+                headers={**self._headers, **(headers or {})},
+                content=content,
+                timeout=timeout,
+            ) as response:
+                yield response
+            return
+        except tuple(exception_table()) as error:
+            told = self._exception_error(error)
+        raise told
+
+    async def _read_answer(
+        self, response: httpx.Response, answer: _Answer, ask_usage: bool
+    ) -> None:
+        status = response.status_code
+        if status != 200:
+            text, _ = await self._read_body(response, ERROR_LIMIT)
+            payload = _json_or_text(text)
+            error = self._status_error(status, payload, response.headers)
+            if ask_usage and status in (400, 422) and "stream_options" in text:
+                raise _NoStreamOptions(error.failure.kind, error.failure.message)
+            raise error
+        kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind == "text/event-stream":
+            await self._read_events(response, answer)
+            return
+        is_json = not kind or "json" in kind
+        text, whole = await self._read_body(response, BODY_LIMIT if is_json else ERROR_LIMIT)
+        if not text.lstrip().startswith("{"):
+            what = f"it answered with {kind or 'text'} instead of a completion"
+            self._fail(FailureKind.BAD_RESPONSE, what, "check url (it usually ends in /v1)")
+        if not whole:
+            self._fail(FailureKind.BAD_RESPONSE, *_TOO_LONG)
+        answer.take_json(text)
+
+    async def _read_events(self, response: httpx.Response, answer: _Answer) -> None:
+        """Read server-sent events until the end, [DONE], a failure or the cap.
+
+        The loop is never left early. httpx nests async generators, and one that is dropped half-way
+        is finished by the garbage collector, some time, in some task; trio warns of it. Cancelling
+        the next read instead sends an exception up from the innermost, which closes them in order.
+        """
+        from httpx_sse import EventSource
+
+        response.encoding = "utf-8"  # event streams are, whatever the header says
+        failure: Exception | None = None
+        with anyio.CancelScope() as scope:
+            capped = self._cap(response, BODY_LIMIT, scope)
+            async for event in EventSource(response).aiter_sse():
+                if failure is not None or capped():
+                    continue
+                try:
+                    answer.take_event(event.data)
+                except Exception as error:  # on_text is anybody's code; raised again below
+                    failure = error
+                    scope.cancel()
+                    continue
+                if answer.ended:
+                    scope.deadline = min(scope.deadline, anyio.current_time() + _DRAIN_S)
+                elif answer.finished:
+                    scope.deadline = anyio.current_time() + _TAIL_S
+        if failure is not None:
+            raise failure
+        if capped():
+            self._fail(FailureKind.BAD_RESPONSE, *_TOO_LONG)
+
+    async def _read_body(self, response: httpx.Response, limit: int) -> tuple[str, bool]:
+        """Read at most ``limit`` bytes; also tell whether that was all."""
+        pieces: list[bytes] = []
+        with anyio.CancelScope() as scope:
+            capped = self._cap(response, limit, scope)
+            async for piece in response.aiter_bytes():
+                pieces.append(piece)
+        return b"".join(pieces).decode("utf-8", "replace"), not capped()
+
+    def _cap(
+        self, response: httpx.Response, limit: int, scope: anyio.CancelScope
+    ) -> Callable[[], bool]:
+        """Let ``limit`` bytes of a body through, then cancel the scope; returns whether it did."""
+        import httpx
+
+        coding = response.headers.get("content-encoding", "identity").lower()
+        if coding != "identity":  # a few bytes of it could unpack to gigabytes
+            what = f"it sent a body in {coding[:20]}, though asked for a plain one"
+            self._fail(FailureKind.BAD_RESPONSE, what, "switch compression off in the proxy")
+        assert isinstance(response.stream, httpx.AsyncByteStream)
+        stream = _capped_stream_class()(response.stream, limit, scope)
+        response.stream = stream
+        return lambda: bool(stream.over)
+
+    # -- failures
+
+    def _clean(self, text: str) -> str:
+        """Make a foreign text fit for a message: without secrets, one line, short."""
+        for secret in self._secrets:
+            text = text.replace(secret, "[key]")
+        text = "".join(char if char.isprintable() else " " for char in text[: 8 * _QUOTED])
+        text = " ".join(text.split())
+        text = re.sub(r"[\w-]*\*{3,}[\w*-]*", "[key]", text[: 2 * _QUOTED])  # "sk-ab***yz"
+        return text if len(text) <= _QUOTED else text[:_QUOTED] + "..."
+
+    def _error(
+        self, kind: FailureKind, what: str, remedy: str = "", *, retry_after_s: float | None = None
+    ) -> WorkerError:
+        message = f"{self.name} ({self.host}): {self._clean(what)}"
+        if remedy:
+            message += f"; {remedy}"
+        return WorkerError(kind, message, retry_after_s=retry_after_s)
+
+    def _fail(self, kind: FailureKind, what: str, remedy: str = "") -> NoReturn:
+        raise self._error(kind, what, remedy)
+
+    def _told(self, payload: Any) -> str:
+        """The server's own words in an error body."""
+        return self._clean(_error_in(payload)[0] or "(no message)")
+
+    def _status_error(self, status: int, payload: Any, headers: Mapping[str, str]) -> WorkerError:
+        if 300 <= status < 400:
+            what = f"it redirects ({status}), and redirects are not followed"
+            location = urlsplit(headers.get("location", "")).netloc.rpartition("@")[2]
+            remedy = f"correct url{f' (it points to {self._clean(location)})' if location else ''}"
+            return self._error(FailureKind.NOT_FOUND, what, remedy)
+        message, code = _error_in(payload)
+        kind, meaning, remedy = _by_status(status)
+        row = _CODES.get(code)
+        if row is not None and row[0] is FailureKind.UNAUTHORIZED:
+            kind, meaning, remedy = row  # out of quota comes as 429, but waiting is vain
+        what = f"{meaning} ({status}): {message}" if message else f"{meaning} ({status})"
+        retry_after_s = _retry_after_s(headers)
+        return self._error(kind, what, remedy.format(model=self.model), retry_after_s=retry_after_s)
+
+    def _object_error(self, payload: Any) -> WorkerError:
+        """Map an ``error`` object that came with status 200."""
+        message, code = _error_in(payload)
+        if code.isdecimal() and len(code) == 3 and code >= "400":
+            kind, meaning, remedy = _by_status(int(code))
+        else:
+            unknown = (FailureKind.BAD_RESPONSE, "it broke off with an error", "")
+            kind, meaning, remedy = _CODES.get(code, unknown)
+        what = f"{meaning}: {message or code or 'no message'}"
+        return self._error(kind, what, remedy.format(model=self.model))
+
+    def _exception_error(self, error: Exception) -> WorkerError:
+        """Map an exception of the HTTP libraries; the most specific row counts."""
+        table = exception_table()
+        precise = _precise(error)
+        kind, what, remedy = next(table[base] for base in type(precise).__mro__ if base in table)
+        detail = self._clean(str(precise))
+        if kind is FailureKind.TIMEOUT:
+            limit = CONNECT_TIMEOUT_S if "connect" in what else self._timeout_s
+            detail = f"within {limit:g} s"
+        separator = " " if kind is FailureKind.TIMEOUT else ": "
+        return self._error(kind, f"{what}{separator}{detail}" if detail else what, remedy)
+
+
+def _precise(error: Exception) -> Exception:
+    """Find the exception that tells most: httpx and httpx-aiohttp fold different things into one.
+
+    A failed certificate or name look-up is a ConnectError like any other, and every connection
+    that aiohttp loses a ConnectTimeout.
+    """
+    import aiohttp
+
+    cause = error.__cause__
+    chain: BaseException | None = error
+    while chain is not None:
+        if isinstance(chain, ssl.SSLError | socket.gaierror):
+            return chain
+        chain = chain.__cause__ or chain.__context__
+    return cause if isinstance(cause, aiohttp.ClientError) else error
+
+
+class _NoStreamOptions(WorkerError):
+    """The server does not know stream_options."""
+
+
+@cache
+def _capped_stream_class() -> Any:
+    """Make the class when httpx is loaded anyway."""
+    import httpx
+
+    class CappedStream(httpx.AsyncByteStream):
+        def __init__(
+            self, stream: httpx.AsyncByteStream, limit: int, scope: anyio.CancelScope
+        ) -> None:
+            self._stream = stream
+            self._left = limit
+            self._scope = scope
+            self.over = False
+
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            async for piece in self._stream:
+                if self._scope.cancel_called:
+                    # asyncio cancels a task only when it finds it waiting, and somebody who sends
+                    # without pause never lets it wait; trio looks at every read of the socket
+                    if not _under_trio():
+                        await anyio.lowlevel.checkpoint()
+                    continue
+                if len(piece) > self._left:
+                    piece = piece[: self._left]
+                    self.over = True
+                    self._scope.cancel()
+                self._left -= len(piece)
+                if piece:
+                    yield piece
+
+        async def aclose(self) -> None:
+            await self._stream.aclose()
+
+    return CappedStream
+
+
+# -- answers ----------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Answer:
+    """A completion under way. Shapes are checked, never trusted."""
+
+    endpoint: Endpoint
+    on_text: OnText
+    pieces: list[str] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+    usage: Usage | None = None
+    model: str = ""
+    ended: bool = False
+    """Whether [DONE] has come."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether the text is whole."""
+        return self.ended or self.finish_reason is not None
+
+    def completion(self) -> Completion:
+        if not self.finished:
+            what = f"the answer was cut off after {sum(map(len, self.pieces))} characters"
+            raise self.endpoint._error(FailureKind.BAD_RESPONSE, what, "try again")
+        reason = self.finish_reason or FinishReason.STOP
+        model = self.endpoint._clean(self.model)
+        return Completion("".join(self.pieces), reason, self.usage, model)
+
+    def take_event(self, data: str) -> None:
+        """Take in the data of one server-sent event."""
+        if not data or self.ended:
+            return
+        if data.strip() == "[DONE]":
+            self.ended = True
+            return
+        self._take(self._parsed(data, "an event of its stream is not JSON"), "delta")
+
+    def take_json(self, text: str) -> None:
+        """Take in an answer that was not streamed."""
+        payload = self._parsed(text, "its JSON is broken or cut off")
+        self._take(payload, "message")
+        if not _first(payload.get("choices")):
+            what = "its JSON has no choices, so it is no completion"
+            raise self.endpoint._error(FailureKind.BAD_RESPONSE, what, "check url")
+        self.ended = True
+
+    def _parsed(self, text: str, otherwise: str) -> dict[str, Any]:
+        try:
+            payload = json.loads(text)
+        except (ValueError, RecursionError):
+            payload = None
+        if not isinstance(payload, dict):
+            raise self.endpoint._error(FailureKind.BAD_RESPONSE, otherwise, "try again")
+        return payload
+
+    def _take(self, payload: dict[str, Any], part: str) -> None:
+        if payload.get("error") or payload.get("object") == "error":
+            raise self.endpoint._object_error(payload)
+        if isinstance(model := payload.get("model"), str) and model:
+            self.model = model
+        if isinstance(usage := payload.get("usage"), dict):
+            self.usage = _usage(usage)
+        choice = _first(payload.get("choices"))
+        if text := _text(choice.get(part)):
+            self.pieces.append(text)
+            self.on_text(text)
+        if isinstance(reason := choice.get("finish_reason"), str) and reason:
+            if reason == "error":
+                raise self.endpoint._object_error(payload)
+            self.finish_reason = _FINISH.get(reason, FinishReason.OTHER)
+
+
+_FINISH = {
+    "stop": FinishReason.STOP,
+    "eos": FinishReason.STOP,
+    "end_turn": FinishReason.STOP,
+    "length": FinishReason.LENGTH,
+    "max_tokens": FinishReason.LENGTH,
+    "model_length": FinishReason.LENGTH,
+    "content_filter": FinishReason.CONTENT_FILTER,
+}
+
+
+def _first(choices: Any) -> dict[str, Any]:
+    """The choice with index 0, or an empty one."""
+    for choice in choices if isinstance(choices, list) else ():
+        if isinstance(choice, dict) and not choice.get("index"):
+            return choice
+    return {}
+
+
+def _text(part: Any) -> str:
+    """The text of a delta or message; reasoning is no part of it, a refusal is."""
+    if not isinstance(part, dict):
+        return ""
+    content = part.get("content")
+    if isinstance(content, list):  # typed parts; those that are thinking have no text of ours
+        texts = (each.get("text") for each in content if isinstance(each, dict))
+        content = "".join(text for text in texts if isinstance(text, str))
+    content = content or part.get("refusal")
+    return content if isinstance(content, str) else ""
+
+
+def _usage(usage: dict[str, Any]) -> Usage:
+    def count(value: Any) -> int:
+        return value if type(value) is int and value > 0 else 0
+
+    details = usage.get("prompt_tokens_details")
+    cached = details.get("cached_tokens") if isinstance(details, dict) else None
+    given = count(usage.get("prompt_tokens"))
+    return Usage(
+        given,
+        count(usage.get("completion_tokens")),
+        min(given, count(cached if cached is not None else usage.get("prompt_cache_hit_tokens"))),
+    )
+
+
+def _with_system(system: str, messages: Sequence[Message]) -> Sequence[Message]:
+    """Put a system text first; servers may refuse two system messages, so one takes both."""
+    if not system:
+        return messages
+    if messages and messages[0].role == "system":
+        return (Message("system", f"{system}\n\n{messages[0].content}"), *messages[1:])
+    return (Message("system", system), *messages)
+
+
+def _json_or_text(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+
+
+# -- what failures mean -----------------------------------------------------------------------
+
+_Row = tuple[FailureKind, str, str]
+"""Kind, what it means, and what would help."""
+
+_TOO_LONG = (
+    f"the answer is longer than {BODY_LIMIT // 2**20} MiB and was dropped",
+    "set max_tokens",
+)
+_AGAIN = "try again later"
+_STATUS: dict[int, _Row] = {
+    400: (FailureKind.REJECTED, "it refused the request", ""),
+    401: (FailureKind.UNAUTHORIZED, "it rejected the key", "check the key"),
+    402: (FailureKind.UNAUTHORIZED, "the account has no credit", "check its billing"),
+    403: (
+        FailureKind.UNAUTHORIZED,
+        "the key may not do this",
+        "check that it may use model {model}",
+    ),
+    404: (FailureKind.NOT_FOUND, "not found", "check url, and that it has model {model}"),
+    405: (FailureKind.NOT_FOUND, "there is no such API here", "check url"),
+    408: (FailureKind.TIMEOUT, "it gave up waiting", _AGAIN),
+    409: (FailureKind.OVERLOADED, "it is busy with a conflicting request", _AGAIN),
+    413: (FailureKind.REJECTED, "the request is too large", "shorten it"),
+    422: (FailureKind.REJECTED, "it refused the request", ""),
+    425: (FailureKind.OVERLOADED, "it is not ready", _AGAIN),
+    429: (FailureKind.RATE_LIMITED, "too many requests", _AGAIN),
+}
+_CODES: dict[str, _Row] = {
+    "insufficient_quota": (FailureKind.UNAUTHORIZED, "the quota is used up", "check its billing"),
+    "billing_error": (FailureKind.UNAUTHORIZED, "the account has no credit", "check its billing"),
+    "invalid_api_key": _STATUS[401],
+    "authentication_error": _STATUS[401],
+    "permission_error": _STATUS[403],
+    "not_found_error": _STATUS[404],
+    "model_not_found": _STATUS[404],
+    "invalid_request_error": _STATUS[400],
+    "context_length_exceeded": _STATUS[413],
+    "request_too_large": _STATUS[413],
+    "rate_limit_error": _STATUS[429],
+    "rate_limit_exceeded": _STATUS[429],
+    "overloaded_error": (FailureKind.OVERLOADED, "it is overloaded", _AGAIN),
+    "server_error": (FailureKind.OVERLOADED, "it failed", _AGAIN),
+    "api_error": (FailureKind.OVERLOADED, "it failed", _AGAIN),
+    "internal_server_error": (FailureKind.OVERLOADED, "it failed", _AGAIN),
+    "timeout_error": (FailureKind.TIMEOUT, "it gave up waiting", _AGAIN),
+}
+_LISTS_WITH_OTHER_KEYS = frozenset({"api.anthropic.com"})  # /models wants x-api-key, not Bearer
+
+
+def _by_status(status: int) -> _Row:
+    if status in _STATUS:
+        return _STATUS[status]
+    if status >= 500:
+        return FailureKind.OVERLOADED, "it failed", _AGAIN
+    if status >= 400:
+        return FailureKind.REJECTED, "it refused the request", ""
+    return FailureKind.BAD_RESPONSE, "it answered with an unexpected status", "check url"
+
+
+@cache
+def exception_table() -> dict[type[Exception], _Row]:
+    """What the exceptions of the HTTP libraries mean; a subclass without a row is as its base."""
+    import aiohttp
+    import httpx
+
+    kind = FailureKind
+    lost: _Row = (kind.UNREACHABLE, "the connection was lost", "try again")
+    silent: _Row = (kind.TIMEOUT, "no answer", "raise timeout_s or try a smaller request")
+    no_link: _Row = (kind.TIMEOUT, "could not connect", "check that the server is up")
+    no_server: _Row = (
+        kind.UNREACHABLE,
+        "nothing listens there",
+        "start it or correct url",
+    )
+    no_http: _Row = (kind.BAD_RESPONSE, "it does not speak proper HTTP", "check url")
+    bad_url: _Row = (kind.NOT_FOUND, "its address can't be used", "correct url")
+    bad_tls: _Row = (
+        kind.UNREACHABLE,
+        "no secure connection",
+        "check that url has the right scheme and the server a valid certificate",
+    )
+    no_name: _Row = (
+        kind.UNREACHABLE,
+        "its host name is not known",
+        "correct url or check the network",
+    )
+    internal: _Row = (kind.INTERNAL, "the request could not be made", "")
+    return {
+        httpx.ConnectError: no_server,
+        httpx.NetworkError: lost,
+        httpx.ConnectTimeout: no_link,
+        httpx.PoolTimeout: no_link,
+        httpx.TimeoutException: silent,
+        httpx.RemoteProtocolError: lost,
+        httpx.ProtocolError: no_http,
+        httpx.LocalProtocolError: internal,
+        httpx.ProxyError: no_server,
+        httpx.UnsupportedProtocol: bad_url,
+        httpx.InvalidURL: bad_url,
+        httpx.DecodingError: no_http,
+        httpx.TooManyRedirects: bad_url,
+        httpx.TransportError: lost,
+        httpx.RequestError: lost,
+        httpx.HTTPError: no_http,
+        httpx.CookieConflict: internal,
+        httpx.StreamError: lost,
+        ssl.SSLError: bad_tls,
+        socket.gaierror: no_name,
+        OSError: lost,
+        aiohttp.ClientSSLError: bad_tls,
+        aiohttp.ClientConnectorDNSError: no_name,
+        aiohttp.ClientConnectorError: no_server,
+        aiohttp.ConnectionTimeoutError: no_link,
+        aiohttp.ServerTimeoutError: silent,
+        aiohttp.ClientConnectionError: lost,
+        aiohttp.ClientPayloadError: lost,
+        aiohttp.ClientResponseError: no_http,
+        aiohttp.InvalidURL: bad_url,
+        aiohttp.NonHttpUrlClientError: bad_url,
+        aiohttp.ClientError: lost,
+    }
+
+
+def _error_in(payload: Any) -> tuple[str, str]:
+    """Find message and code in an error body of whatever shape; empty where there is none."""
+    if isinstance(payload, list) and payload:  # Gemini wraps its errors in a list
+        payload = payload[0]
+    if isinstance(payload, str):
+        return ("" if payload.lstrip()[:1] == "<" else payload), ""
+    if not isinstance(payload, dict):
+        return "", ""
+    error = payload.get("error") or payload
+    if isinstance(error, str):
+        return error, ""
+    if not isinstance(error, dict):
+        return "", ""
+    message = error.get("message") or error.get("detail") or error.get("msg") or ""
+    codes = [str(error[name]) for name in ("code", "type") if error.get(name)]
+    known = [code for code in codes if code in _CODES or code.isdecimal()]
+    code = (known or codes or [""])[0]
+    return message if isinstance(message, str) else json.dumps(message), code
+
+
+def _retry_after_s(headers: Mapping[str, str]) -> float | None:
+    """Seconds that a server asks to wait, from whichever header it uses."""
+    for name, unit in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
+        try:
+            seconds = float(headers[name]) / unit
+        except (KeyError, ValueError):
+            continue
+        return max(0.0, seconds) if math.isfinite(seconds) else None
+    until = _date(headers.get("retry-after"))
+    if until is None:
+        return None
+    now = _date(headers.get("date")) or datetime.now(UTC)  # their clock, if they tell it
+    return max(0.0, (until - now).total_seconds())
+
+
+def _date(text: str | None) -> datetime | None:
+    try:
+        date = parsedate_to_datetime(text or "")
+    except (TypeError, ValueError):
+        return None
+    return date if date.tzinfo else date.replace(tzinfo=UTC)
+
+
+# -- models that a server has -----------------------------------------------------------------
+
+
+def _model_ids(payload: Any) -> tuple[str, ...] | None:
+    """Read the answer to ``GET /models``; None if it is none."""
+    data = payload.get("data") if isinstance(payload, dict) else payload
+    if not isinstance(data, list):
+        return None
+    ids = (each.get("id") if isinstance(each, dict) else None for each in data)
+    return tuple(each for each in ids if isinstance(each, str) and each)
+
+
+def _same_model(wanted: str, listed: str) -> bool:
+    return listed in (wanted, f"models/{wanted}", f"{wanted}:latest")
+
+
+def _some_of(models: Sequence[str], wanted: str) -> str:
+    """A few models, the most similar first."""
+    near = get_close_matches(wanted, models[:1000], n=3, cutoff=0.5)
+    shown = [*near, *(each for each in models if each not in near)][:8]
+    rest = len(models) - len(shown)
+    return ", ".join(shown) + (f" and {rest} more" if rest > 0 else "")
+
+
+# -- addresses and secrets --------------------------------------------------------------------
+
+_SECRET_HEADER = re.compile(r"auth|key|token|secret|cookie", re.IGNORECASE)
+_HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
+_KEY_PARAMETERS = frozenset({"key", "api_key", "apikey", "api-key", "token", "access_token"})
+
+
+def _checked_url(name: str, url: str) -> SplitResult:
+    """Check a base address; messages never show it, since it may hold a password."""
+
+    def wrong(what: str) -> PoolError:
+        return PoolError(f"workers.{name}.url: {what}")
+
+    try:
+        parts = urlsplit(url.strip())
+        host, _ = parts.hostname, parts.port
+    except ValueError:
+        raise wrong("is no address; write e.g. https://api.openai.com/v1") from None
+    if parts.username is not None or parts.password is not None:
+        raise wrong("holds a user name or password; put the secret into key instead")
+    if parts.scheme not in ("http", "https"):
+        raise wrong("must begin with https:// (or http:// for a server on this machine)")
+    if not host or not url.strip().isprintable() or re.search(r"[\s\\]", url.strip()):
+        raise wrong("is no address; write e.g. https://api.openai.com/v1")
+    if parts.fragment:
+        raise wrong("has a part after #, which is never sent; take it out")
+    if any(parameter.lower() in _KEY_PARAMETERS for parameter, _ in parse_qsl(parts.query)):
+        raise wrong("holds a key, and addresses end up in logs; put the secret into key instead")
+    address = _address_of(host)
+    if host == "metadata.google.internal" or (address and address.is_link_local):
+        raise wrong("is a link-local address, where clouds keep credentials and no model runs")
+    return parts._replace(path=parts.path.rstrip("/").removesuffix("/chat/completions"))
+
+
+def _address_of(host: str) -> IPv4Address | IPv6Address | None:
+    """The IP address that a host is written as, in any of the spellings that sockets take."""
+    host = host.rstrip(".").partition("%")[0]
+    try:
+        address = ip_address(host)
+    except ValueError:
+        try:
+            return IPv4Address(socket.inet_aton(host))  # 2130706433, 0x7f.1, 127.1
+        except (OSError, UnicodeError):
+            return None
+    return (address.ipv4_mapped or address) if isinstance(address, IPv6Address) else address
+
+
+def _is_loopback(host: str) -> bool:
+    address = _address_of(host)
+    bare = host.rstrip(".").lower()
+    local = bare == "localhost" or bare.endswith(".localhost")
+    return address.is_loopback if address else local
+
+
+def _check_secrets(name: str, url: SplitResult, key: str, headers: Mapping[str, str]) -> None:
+    if not key.isascii() or not key.isprintable() or " " in key:
+        what = "holds a space, a line break or something else that no key has"
+        raise PoolError(f"workers.{name}.key: {what}; check the variable")
+    for header, value in headers.items():
+        if not _HEADER_NAME.fullmatch(header):
+            raise PoolError(f"workers.{name}.headers: {header!r} can't be the name of a header")
+        if not value.isascii() or not value.isprintable():
+            what = "holds a line break or something else that no header can"
+            raise PoolError(f"workers.{name}.headers.{header}: {what}")
+    secret = key or any(_SECRET_HEADER.search(header) for header in headers)
+    if secret and url.scheme == "http" and not _is_loopback(url.hostname or ""):
+        what = "the key would go over the network unencrypted"
+        remedy = "use https://, or reach the server through a tunnel to localhost"
+        raise PoolError(f"workers.{name}.url: {what}; {remedy}")
+
+
+def _forms_of(key: str, values: Iterable[str]) -> tuple[str, ...]:
+    """The spellings in which a server may echo secrets, longest first.
+
+    Short values of headers are versions, flags and the like; blotting them out would only make
+    messages unreadable.
+    """
+    bare = {part for value in values for part in (value, value.rpartition(" ")[2])}
+    bare = {value for value in bare if len(value) >= 8} | ({key} if key else set())
+    spelled = bare | {quote(secret, safe="") for secret in bare}
+    return tuple(sorted(spelled, key=len, reverse=True))

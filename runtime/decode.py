@@ -1,0 +1,272 @@
+"""The two decoders of in-process models. Imported in the engine thread only: they bring torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM, DynamicCache
+
+from .worker import Sampling
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+    from .local import Job
+
+Push = Callable[["Job", int], None]
+
+
+class TransformersDecoder:
+    """Batched decoding with the KV cache in torch: any causal LM, any sampling, any grammar.
+
+    ``model.generate`` is not used, for three things it can't do: settings and a seed of its own for
+    each row of a batch; leaving a row behind that is done or cancelled; and pushing the tokens that
+    a grammar leaves no choice about through the model in one pass (about half of the tokens of a
+    plan, which halves the time).
+
+    Args:
+        folder: Model in Hugging Face form, or its name on the hub.
+        tokenizer: Its tokenizer.
+        threads: CPU threads of torch.
+    """
+
+    def __init__(self, folder: str, tokenizer: PreTrainedTokenizerFast, *, threads: int) -> None:
+        torch.set_num_threads(threads)
+        cuda = torch.cuda.is_available()
+        self._device = torch.device("cuda" if cuda else "cpu")
+        # bf16 has no hardware support on most CPUs and is slower there than fp32.
+        dtype = "auto" if cuda else torch.float32
+        self._model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+        self._model.to(self._device)  # type: ignore[arg-type]  # the wrapper loses its types
+        self._model.eval()
+        self._tokenizer = tokenizer
+        self._grammars: Any = None
+        self._kept: tuple[list[int], DynamicCache] | None = None
+        """Tokens and keys/values of the last single job: prompts often share their beginning."""
+
+    def alike(self, one: Job, other: Job) -> bool:
+        """Any jobs share a batch, but grammars decode alone: forced tokens differ row by row."""
+        return one.call.grammar is None and other.call.grammar is None
+
+    @torch.inference_mode()
+    def decode(self, jobs: Sequence[Job], push: Push) -> None:
+        """Decode to the end of every job."""
+        if len(jobs) == 1:
+            self._decode_one(jobs[0], push)
+        else:
+            self._decode_batch(list(jobs), push)
+
+    def _decode_one(self, job: Job, push: Push) -> None:
+        matcher = self._matcher(job.call.grammar)
+        dice = self._dice(job.call.sampling)
+        tokens, cache = self._resume(job.prompt)
+        fresh = job.prompt[len(tokens) :]
+        tokens = list(tokens)
+        while not job.over:
+            if matcher is not None:
+                forced = matcher.compute_ff_tokens()
+                if forced:
+                    matcher.consume_tokens(forced)
+                    fresh = fresh + forced
+                    for token in forced:
+                        push(job, token)
+                if matcher.is_stopped() or job.over:
+                    break
+            logits = self._forward(torch.tensor([fresh]), cache, None, None)[0]
+            tokens += fresh
+            if matcher is not None:
+                logits = self._allowed(matcher, logits)
+            token = _choose(logits, job.call.sampling, dice)
+            fresh = [token]
+            push(job, token)
+            if matcher is not None:
+                matcher.consume_token(token)
+                if matcher.is_stopped():
+                    break
+        if job.finish is None and not job.cancelled.is_set():  # the grammar is complete
+            push(job, self._tokenizer.eos_token_id)
+        self._kept = (tokens, cache)
+
+    def _resume(self, prompt: list[int]) -> tuple[list[int], DynamicCache]:
+        """Take over what the last job has in common with this prompt, all but its last token."""
+        if self._kept is None:
+            return [], DynamicCache()
+        tokens, cache = self._kept
+        self._kept = None
+        most = min(len(tokens), len(prompt) - 1)
+        same = next((i for i in range(most) if tokens[i] != prompt[i]), most)
+        if same < 16:
+            return [], DynamicCache()
+        if same < len(tokens):
+            cache.crop(same - len(tokens))
+        return prompt[:same], cache
+
+    def _decode_batch(self, jobs: list[Job], push: Push) -> None:
+        self._kept = None
+        width = max(len(job.prompt) for job in jobs)
+        ids = torch.zeros((len(jobs), width), dtype=torch.long)
+        mask = torch.zeros((len(jobs), width), dtype=torch.long)
+        for row, job in enumerate(jobs):  # padded on the left: the last column is the last token
+            ids[row, width - len(job.prompt) :] = torch.tensor(job.prompt)
+            mask[row, width - len(job.prompt) :] = 1
+        dice = [self._dice(job.call.sampling) for job in jobs]
+        cache = DynamicCache()
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)
+        while jobs:
+            logits = self._forward(ids, cache, mask, positions)
+            chosen = [
+                _choose(row, job.call.sampling, die)
+                for row, job, die in zip(logits, jobs, dice, strict=True)
+            ]
+            for job, token in zip(jobs, chosen, strict=True):
+                push(job, token)
+            going = [row for row, job in enumerate(jobs) if not job.over]
+            if not going:
+                return
+            if len(going) < len(jobs):
+                cache.batch_select_indices(torch.tensor(going, device=self._device))
+                jobs = [jobs[row] for row in going]
+                dice = [dice[row] for row in going]
+                mask, positions = mask[going], positions[going]
+            ids = torch.tensor([chosen[row] for row in going]).unsqueeze(-1)
+            mask = torch.cat([mask, torch.ones((len(jobs), 1), dtype=torch.long)], dim=-1)
+            positions = positions[:, -1:] + 1
+
+    def _forward(
+        self,
+        ids: torch.Tensor,  # (B, T)
+        cache: DynamicCache,
+        mask: torch.Tensor | None,  # (B, T so far)
+        positions: torch.Tensor | None,  # (B, T)
+    ) -> torch.Tensor:
+        """Logits of the next token, (B, vocabulary), fp32, on the CPU."""
+        out = self._model(
+            input_ids=ids.to(self._device),
+            attention_mask=None if mask is None else mask.to(self._device),
+            position_ids=None if positions is None else positions.to(self._device),
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        logits: torch.Tensor = out.logits[:, -1].float().cpu()
+        return logits
+
+    def _dice(self, sampling: Sampling) -> torch.Generator:
+        """A source of chance for one job, so that its draws don't depend on its batch."""
+        generator = torch.Generator()
+        if sampling.seed is not None:
+            generator.manual_seed(sampling.seed)
+        else:
+            generator.seed()
+        return generator
+
+    def _matcher(self, grammar: str | None) -> Any:
+        if grammar is None:
+            return None
+        import llguidance.hf
+        from llguidance import LLMatcher
+
+        if self._grammars is None:
+            self._grammars = llguidance.hf.from_tokenizer(self._tokenizer)
+        matcher = LLMatcher(self._grammars, LLMatcher.grammar_from_lark(grammar))
+        if matcher.is_error():
+            raise ValueError(f"the grammar is not usable: {matcher.get_error()}")
+        return matcher
+
+    def _allowed(self, matcher: Any, logits: torch.Tensor) -> torch.Tensor:
+        """Leave only the tokens that the grammar allows next.
+
+        The bits are unpacked with numpy: llguidance's own torch kernel is compiled on first use,
+        for 3 s and only where there is a C++ compiler.
+        """
+        import llguidance.numpy
+
+        bits = llguidance.numpy.allocate_token_bitmask(1, logits.shape[-1])
+        llguidance.numpy.fill_next_token_bitmask(matcher, bits, 0)
+        flags = np.unpackbits(bits.view(np.uint8), bitorder="little")[: logits.shape[-1]]
+        return logits.masked_fill(~torch.from_numpy(flags.astype(bool)), float("-inf"))
+
+
+def _choose(logits: torch.Tensor, sampling: Sampling, dice: torch.Generator) -> int:
+    """Pick the next token from (vocabulary,) logits: greedy at temperature 0, else nucleus."""
+    if not sampling.temperature:
+        return int(logits.argmax())
+    probabilities = torch.softmax(logits / sampling.temperature, dim=-1)
+    if sampling.top_p is not None and sampling.top_p < 1:
+        ordered, order = probabilities.sort(descending=True)
+        before = ordered.cumsum(-1) - ordered  # mass ahead of each token; the first always stays
+        probabilities = torch.zeros_like(probabilities).scatter(
+            0, order, ordered.masked_fill(before >= sampling.top_p, 0.0)
+        )
+    return int(torch.multinomial(probabilities, 1, generator=dice))
+
+
+class Ctranslate2Decoder:
+    """Fast decoding on a CPU: one set of sampling settings a batch, no logits, no seed.
+
+    Args:
+        folder: Model in ctranslate2's form.
+        tokenizer: Its tokenizer.
+        ends: Tokens that end a completion.
+        compute: Arithmetic, ``"float32"`` or ``"int8"``.
+        threads: CPU threads.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        tokenizer: PreTrainedTokenizerFast,
+        ends: frozenset[int],
+        *,
+        compute: str,
+        threads: int,
+    ) -> None:
+        import ctranslate2
+
+        self._generator = ctranslate2.Generator(
+            str(folder), device="cpu", compute_type=compute, intra_threads=threads
+        )
+        self._tokenizer = tokenizer
+        self._ends = sorted(ends)
+
+    def alike(self, one: Job, other: Job) -> bool:
+        """Same settings and about the same length.
+
+        Of prompts of different length ctranslate2 reads only the length of the shortest at once
+        and the rest token by token, so a long prompt would be slow beside a short one.
+        """
+        if self._settings(one.call.sampling) != self._settings(other.call.sampling):
+            return False
+        shorter, longer = sorted((len(one.prompt), len(other.prompt)))
+        return longer - shorter <= 8 + shorter // 8
+
+    def decode(self, jobs: Sequence[Job], push: Push) -> None:
+        """Decode to the end of every job."""
+
+        def step(result: Any) -> bool:
+            job: Job = jobs[result.batch_id]
+            push(job, result.token_id)
+            return job.over
+
+        self._generator.generate_batch(
+            [self._tokenizer.convert_ids_to_tokens(job.prompt) for job in jobs],
+            max_length=max(job.most_tokens for job in jobs),
+            include_prompt_in_result=False,
+            end_token=self._ends,
+            callback=step,
+            **self._settings(jobs[0].call.sampling),
+        )
+
+    def _settings(self, sampling: Sampling) -> dict[str, float]:
+        if not sampling.temperature:
+            return {"sampling_topk": 1}
+        top_p = sampling.top_p if sampling.top_p is not None else 1.0
+        return {
+            "sampling_topk": 0,
+            "sampling_topp": top_p,
+            "sampling_temperature": sampling.temperature,
+        }

@@ -1,0 +1,425 @@
+"""Models in this process: an engine thread per model that decodes waiting calls together.
+
+Concurrent calls of one model are batched instead of run side by side: on a CPU a batch of eight
+costs about twice as much as one call, not eight times. Two decoders share the work:
+
+* ``transformers`` runs every causal LM and gives logits, so grammars and seeds work;
+* ``ctranslate2`` is about twice as fast for plain text on a CPU and gives the same text, since it
+  computes in float32. Its int8 form is another three times faster, but answers change: the
+  packaged model no longer knows the capital of France.
+
+``engine="auto"`` takes ctranslate2 for plain text of packaged models, transformers for the rest.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
+
+import anyio
+import anyio.from_thread
+import anyio.lowlevel
+
+from .errors import FailureKind, ModelError, WorkerError
+from .models import INSTALL, PACKAGED, Progress, available, fetch, fetch_fast
+from .worker import (
+    Call,
+    Completion,
+    FinishReason,
+    Health,
+    Message,
+    OnText,
+    Sampling,
+    Usage,
+    ignore,
+)
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+EngineName = Literal["auto", "transformers", "ctranslate2", "ctranslate2-int8"]
+
+_MOST_TOKENS = 512
+"""Longest completion where neither call nor worker says otherwise."""
+_GATHER_S = 0.01
+"""How long an idle engine waits for more calls to decode together with the first one."""
+_WIDEST = 32
+"""Most calls in one batch."""
+
+
+@dataclass(slots=True)
+class Job:
+    """One call in the engine's terms, with its ways back to the caller."""
+
+    call: Call
+    deliver: Callable[[str | Completion | WorkerError], None]
+    """Hands over a piece of text or the end. Called from the engine thread."""
+    cancelled: threading.Event = field(default_factory=threading.Event)
+    prompt: list[int] = field(default_factory=list)
+    """Token ids of the rendered messages."""
+    most_tokens: int = _MOST_TOKENS
+    text: str = ""
+    tokens: int = 0
+    finish: FinishReason | None = None
+    stream: Any = None
+    """The tokenizers DecodeStream: token ids to text without splitting a character."""
+    held: str = ""
+    """Text not handed over yet, since it may be the beginning of a stop string."""
+
+    @property
+    def over(self) -> bool:
+        """Whether no more tokens are wanted."""
+        return self.finish is not None or self.cancelled.is_set()
+
+
+class Decoder(Protocol):
+    """Decodes a batch of jobs to their ends."""
+
+    def decode(self, jobs: Sequence[Job], push: Callable[[Job, int], None]) -> None:
+        """Generate until every job is over, giving each token to ``push`` as it is chosen.
+
+        ``push`` sets ``job.finish`` when a job is over. An end-of-text token is pushed too.
+        """
+
+    def alike(self, one: Job, other: Job) -> bool:
+        """Whether two jobs can share a batch."""
+
+
+class LocalModel:
+    """One model in memory, shared by all workers made from it.
+
+    Args:
+        name: A packaged model (see ``conductor models``), a folder in Hugging Face form, or the
+            name of a causal LM on the Hugging Face hub.
+        engine: See the module's docstring.
+        progress: Is told about long preparations (download, conversion).
+
+    Nothing is loaded before the first call. The engine thread is a daemon: it holds no resource
+    but memory.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        engine: EngineName = "auto",
+        progress: Progress = lambda stage: None,
+    ) -> None:
+        self.name = name
+        self.progress = progress
+        self._engine: EngineName = engine
+        self._waiting: deque[Job] = deque()
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+        self._tokenizer: PreTrainedTokenizerFast | None = None
+        self._folder = ""
+        self._window = 0
+        self._ends: frozenset[int] = frozenset()
+        self._decoders: dict[str, Decoder] = {}
+
+    async def complete(self, call: Call, on_text: OnText = ignore) -> Completion:
+        """Answer a call; waits its turn in the engine.
+
+        Raises:
+            WorkerError: If the model can't be loaded, or the prompt is too long for it.
+        """
+        loop = anyio.lowlevel.current_token()
+        send, receive = anyio.create_memory_object_stream[str | Completion | WorkerError](
+            float("inf")
+        )
+
+        def deliver(item: str | Completion | WorkerError) -> None:
+            try:
+                anyio.from_thread.run_sync(send.send_nowait, item, token=loop)
+            except (anyio.ClosedResourceError, anyio.BrokenResourceError, anyio.RunFinishedError):
+                job.cancelled.set()
+
+        job = Job(call, deliver)
+        with send, receive:
+            try:
+                self._submit(job)
+                async for item in receive:
+                    if isinstance(item, Completion):
+                        return item
+                    if isinstance(item, WorkerError):
+                        raise item
+                    on_text(item)
+            finally:
+                job.cancelled.set()
+        raise AssertionError("the stream is closed by this function alone")
+
+    def check(self) -> Health:
+        """Say whether the model is installed and fetched, without loading it."""
+        needed = ["torch", "transformers"]
+        if self._fast:
+            needed.append("ctranslate2")
+        missing = [package for package in needed if find_spec(package) is None]
+        if missing:
+            return Health(False, f"{', '.join(missing)} not installed: {INSTALL}")
+        if self.name in PACKAGED:
+            model = PACKAGED[self.name]
+            if available(self.name):
+                return Health(True, f"in this process, {model.parameters}, {model.licence}")
+            size = f"{model.megabytes} MB"
+            return Health(True, f"{size} to fetch on first use (conductor models pull)")
+        if Path(self.name).is_dir():
+            return Health(True, f"in this process, from {self.name}")
+        return Health(True, "from the Hugging Face hub or its cache, on first use")
+
+    @property
+    def _fast(self) -> bool:
+        """Whether plain text goes through ctranslate2."""
+        auto = self._engine == "auto" and self.name in PACKAGED
+        return auto or self._engine.startswith("ctranslate2")
+
+    # --- the engine thread ---------------------------------------------------------------------
+
+    def _submit(self, job: Job) -> None:
+        with self._changed:
+            self._waiting.append(job)
+            self._changed.notify()
+            if self._thread is None:
+                self._thread = threading.Thread(
+                    target=self._serve, name=f"model {self.name}", daemon=True
+                )
+                self._thread.start()
+
+    def _serve(self) -> None:
+        ready: list[Job] = []
+        while True:
+            with self._changed:
+                if not ready:
+                    self._changed.wait_for(lambda: self._waiting)
+                    self._changed.wait_for(lambda: len(self._waiting) >= _WIDEST, _GATHER_S)
+                new = list(self._waiting)
+                self._waiting.clear()
+            ready += [job for job in new if self._prepare(job)]
+            ready = [job for job in ready if not job.cancelled.is_set()]
+            if ready:
+                batch, ready = self._batch(ready)
+                self._decode(batch)
+
+    def _batch(self, ready: list[Job]) -> tuple[list[Job], list[Job]]:
+        """Take the oldest job and what can share a batch with it."""
+        first = ready[0]
+        decoder = self._decoder(first)
+        batch = [
+            job
+            for job in ready
+            if job is first or (self._decoder(job) is decoder and decoder.alike(first, job))
+        ][:_WIDEST]
+        chosen = set(map(id, batch))
+        return batch, [job for job in ready if id(job) not in chosen]
+
+    def _prepare(self, job: Job) -> bool:
+        """Render and tokenize; hand over the failure instead if that can't be done."""
+        try:
+            self._load()
+            assert self._tokenizer is not None
+            job.prompt = _render(self._tokenizer, job.call.messages)
+            job.stream = _decode_stream()
+            wanted = job.call.sampling.max_tokens or _MOST_TOKENS
+            job.most_tokens = min(wanted, self._window - len(job.prompt))
+            if job.most_tokens < 1:
+                length = len(job.prompt)
+                message = f"the prompt has {length} tokens; {self.name} reads {self._window}"
+                raise WorkerError(FailureKind.REJECTED, message)
+            self._decoder(job)
+        except WorkerError as error:
+            job.deliver(error)
+            return False
+        except ModelError as error:
+            job.deliver(WorkerError(FailureKind.MODEL, str(error)))
+            return False
+        except Exception as error:  # a broken model or template must not kill the engine
+            told = f"{self.name} can't be used: {type(error).__name__}: {error}"
+            job.deliver(WorkerError(FailureKind.MODEL, told))
+            return False
+        return True
+
+    def _decode(self, batch: list[Job]) -> None:
+        try:
+            self._decoder(batch[0]).decode(batch, self._push)
+        except Exception as error:  # out of memory, a bad grammar: the batch fails, not the engine
+            told = f"{self.name} failed: {type(error).__name__}: {error}"
+            for job in batch:
+                if job.finish is None:
+                    job.deliver(WorkerError(FailureKind.MODEL, told))
+
+    def _push(self, job: Job, token: int) -> None:
+        """Take one more token of a job: pass its text on; if it is over, hand it over at once."""
+        if job.over:
+            return
+        job.tokens += 1
+        if token in self._ends:
+            job.finish = FinishReason.STOP
+        else:
+            assert self._tokenizer is not None
+            piece = job.stream.step(self._tokenizer.backend_tokenizer, token)
+            if piece:
+                self._pass_on(job, piece)
+            if job.finish is None and job.tokens >= job.most_tokens:
+                job.finish = FinishReason.LENGTH
+        if job.finish is not None:
+            if job.held:
+                job.deliver(job.held)
+            usage = Usage(len(job.prompt), job.tokens)
+            job.deliver(Completion(job.text, job.finish, usage, self.name))
+
+    def _pass_on(self, job: Job, piece: str) -> None:
+        job.text += piece
+        job.held += piece
+        stops = job.call.sampling.stop
+        found = [at for stop in stops if (at := job.text.find(stop)) >= 0]
+        if found:
+            surplus = len(job.text) - min(found)
+            job.text = job.text[: min(found)]
+            job.held = job.held[: max(0, len(job.held) - surplus)]
+            job.finish = FinishReason.STOP
+            return
+        keep = max((_overlap(job.held, stop) for stop in stops), default=0)
+        out, job.held = job.held[: len(job.held) - keep], job.held[len(job.held) - keep :]
+        if out:
+            job.deliver(out)
+
+    # --- loading -------------------------------------------------------------------------------
+
+    def _load(self) -> None:
+        if self._tokenizer is not None:
+            return
+        try:
+            from transformers import AutoConfig, AutoTokenizer, logging
+        except ImportError as error:
+            raise ModelError(f"{error.name} is not installed: {INSTALL}") from error
+        logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+        if self.name in PACKAGED:
+            self._folder = str(fetch(self.name, self.progress))
+        else:
+            self._folder = self.name
+        self.progress(f"loading {self.name}")
+        try:
+            tokenizer: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(self._folder)
+            config = AutoConfig.from_pretrained(self._folder)
+        except OSError as error:
+            raise ModelError(
+                f"no model {self.name!r}: it is neither packaged ({', '.join(PACKAGED)}) nor a "
+                "folder, and the Hugging Face hub did not give it"
+            ) from error
+        if tokenizer.chat_template is None:
+            raise ModelError(f"{self.name} has no chat template; take an instruction-tuned model")
+        self._window = int(getattr(config, "max_position_embeddings", 2048))
+        self._ends = _end_tokens(tokenizer)
+        self._tokenizer = tokenizer
+
+    def _decoder(self, job: Job) -> Decoder:
+        sampled = (job.call.sampling.temperature or 0) > 0
+        exact = job.call.grammar is not None or (sampled and job.call.sampling.seed is not None)
+        which = "ctranslate2" if self._fast and not exact else "transformers"
+        if which not in self._decoders:
+            self._decoders[which] = self._make(which)
+        return self._decoders[which]
+
+    def _make(self, which: str) -> Decoder:
+        from .decode import Ctranslate2Decoder, TransformersDecoder
+
+        threads = _threads()
+        assert self._tokenizer is not None
+        if which == "ctranslate2":
+            small = self._engine == "ctranslate2-int8"
+            weights: Literal["int8", "float16"] = "int8" if small else "float16"
+            folder = fetch_fast(Path(self._folder), weights, self.progress)
+            compute = "int8" if small else "float32"
+            return Ctranslate2Decoder(
+                folder, self._tokenizer, self._ends, compute=compute, threads=threads
+            )
+        return TransformersDecoder(self._folder, self._tokenizer, threads=threads)
+
+
+class LocalWorker:
+    """A worker in this process. Several may share one model and differ in settings."""
+
+    constrains = True
+
+    def __init__(
+        self,
+        name: str,
+        model: LocalModel | str = "smollm2-135m-instruct",
+        *,
+        sampling: Sampling = Sampling(),
+        system: str = "",
+        card: str = "",
+        tags: Sequence[str] = (),
+    ) -> None:
+        self.name = name
+        self.model = LocalModel(model) if isinstance(model, str) else model
+        self.sampling = sampling
+        self.system = system
+        self.card = card
+        self.tags = tuple(tags)
+
+    async def complete(self, call: Call, on_text: OnText = ignore) -> Completion:
+        """Decode with this worker's settings under the call's own."""
+        messages = with_system(self.system, call.messages)
+        sampling = call.sampling.over(self.sampling)
+        return await self.model.complete(
+            replace(call, messages=messages, sampling=sampling), on_text
+        )
+
+    async def check(self) -> Health:
+        """Say whether the model is installed and fetched."""
+        return self.model.check()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        pass
+
+
+def with_system(system: str, messages: tuple[Message, ...]) -> tuple[Message, ...]:
+    """Put a worker's own system text before the messages, joined with theirs if there is one."""
+    if not system:
+        return messages
+    if messages and messages[0].role == "system":
+        return (Message("system", f"{system}\n\n{messages[0].content}"), *messages[1:])
+    return (Message("system", system), *messages)
+
+
+def _threads() -> int:
+    """Half the cores: a second thread on a core that is busy makes decoding slower, not faster."""
+    return max(1, (os.cpu_count() or 2) // 2)
+
+
+def _render(tokenizer: PreTrainedTokenizerFast, messages: Sequence[Message]) -> list[int]:
+    turns = [{"role": message.role, "content": message.content} for message in messages]
+    text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    return list(tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids)
+
+
+def _decode_stream() -> Any:
+    from tokenizers.decoders import DecodeStream
+
+    return DecodeStream(skip_special_tokens=True)
+
+
+def _end_tokens(tokenizer: PreTrainedTokenizerFast) -> frozenset[int]:
+    """Every token that ends a turn: models name one, but write others as well."""
+    known = ("<|im_end|>", "<|endoftext|>", "</s>", "<end_of_turn>", "<|eot_id|>")
+    vocabulary = tokenizer.get_vocab()
+    ends = {vocabulary[token] for token in known if token in vocabulary}
+    return frozenset(ends | {tokenizer.eos_token_id} - {None})
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of ``text`` that ``stop`` begins with."""
+    for length in range(min(len(text), len(stop) - 1), 0, -1):
+        if text.endswith(stop[:length]):
+            return length
+    return 0

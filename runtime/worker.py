@@ -1,0 +1,210 @@
+"""The Worker protocol: one model of the pool, seen as one method; and what goes in and out of it.
+
+Three kinds come with the package: :class:`runtime.Endpoint` (an OpenAI-compatible server),
+:class:`runtime.LocalWorker` (a model in this process) and, here, :class:`FunctionWorker` (an async
+Python function). Anything else with these members is a Worker too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Literal, Protocol, Self, runtime_checkable
+
+from .errors import FailureKind, WorkerError
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One message of a conversation."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens of one or more calls, as the worker counted them."""
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cached_tokens: int = 0
+    """Part of ``input_tokens`` that the server had cached."""
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(
+            self.input_tokens + other.input_tokens,
+            self.output_tokens + other.output_tokens,
+            self.cached_tokens + other.cached_tokens,
+        )
+
+
+def mended(text: str) -> str:
+    """Replace halves of surrogate pairs by U+FFFD: no encoding can hold them, so no record can.
+
+    They come from JSON that was cut inside an emoji and from file names in unknown encodings.
+    """
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+class FinishReason(StrEnum):
+    """Why a completion ended."""
+
+    STOP = "stop"
+    """The model was done, or wrote a stop string."""
+    LENGTH = "length"
+    """The token limit cut it off."""
+    CONTENT_FILTER = "content_filter"
+    OTHER = "other"
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """What a worker answered."""
+
+    text: str
+    finish_reason: FinishReason = FinishReason.STOP
+    usage: Usage | None = None
+    """None where the worker does not count."""
+    model: str = ""
+    """The model that answered, as it names itself; a server may answer with a dated version."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How to decode. None leaves it to the worker, and is not sent to servers."""
+
+    temperature: float | None = None
+    """0 is greedy."""
+    top_p: float | None = None
+    max_tokens: int | None = None
+    """Longest completion."""
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+
+    def over(self, default: Sampling) -> Sampling:
+        """Fill what is left open from ``default``."""
+        return Sampling(
+            default.temperature if self.temperature is None else self.temperature,
+            default.top_p if self.top_p is None else self.top_p,
+            default.max_tokens if self.max_tokens is None else self.max_tokens,
+            default.seed if self.seed is None else self.seed,
+            self.stop or default.stop,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One request to a worker: everything that decides the completion, and nothing else."""
+
+    messages: tuple[Message, ...]
+    sampling: Sampling = Sampling()
+    grammar: str | None = None
+    """Lark text that the completion must match; only for workers with ``constrains``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """Whether a worker can be used now, and if not, why and what to do."""
+
+    ready: bool
+    detail: str
+
+
+OnText = Callable[[str], None]
+"""Receives each piece of a completion as it is written. Must not block."""
+
+
+def ignore(text: str) -> None:
+    """Drop a piece of text: for callers that only want the whole completion."""
+
+
+@runtime_checkable
+class Worker(Protocol):
+    """One model of the pool.
+
+    A worker is entered (``async with``) before its first call and left after its last; entering
+    twice, also from concurrent tasks or other event loops, must be harmless.
+    """
+
+    @property
+    def name(self) -> str:
+        """Its name in the pool."""
+
+    @property
+    def card(self) -> str:
+        """What it is good at, for people and, if asked for, for the Conductor; may be empty."""
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """Words to choose or exclude workers by."""
+
+    @property
+    def constrains(self) -> bool:
+        """Whether it honours ``Call.grammar``."""
+
+    async def complete(self, call: Call, on_text: OnText = ignore) -> Completion:
+        """Answer a call; the pieces given to ``on_text`` add up to the completion's text.
+
+        Raises:
+            WorkerError: If there is no completion.
+        """
+
+    async def check(self) -> Health:
+        """Find out without generating anything whether the worker can be used."""
+
+    async def __aenter__(self) -> Self: ...
+
+    async def __aexit__(self, *exc_info: object) -> None: ...
+
+
+WorkerFunction = Callable[[Sequence[Message]], Awaitable[str | Completion]]
+
+
+class FunctionWorker:
+    """A plain async function as a worker: your own tool, a database, or a test.
+
+    The function gets the messages and returns the text (or a Completion). What it raises becomes a
+    failed step, not a crash.
+    """
+
+    constrains = False
+
+    def __init__(
+        self, name: str, function: WorkerFunction, *, card: str = "", tags: Sequence[str] = ()
+    ) -> None:
+        self.name = name
+        self.card = card
+        self.tags = tuple(tags)
+        self._function = function
+
+    async def complete(self, call: Call, on_text: OnText = ignore) -> Completion:
+        """Await the function; its whole text is one piece."""
+        try:
+            answer = await self._function(call.messages)
+        except WorkerError:
+            raise
+        except Exception as error:  # the boundary to the user's own code
+            told = f"{type(error).__name__}: {error}"
+            raise WorkerError(FailureKind.INTERNAL, f"{self.name} raised {told}") from error
+        match answer:
+            case str():
+                completion = Completion(answer)
+            case Completion():
+                completion = answer
+            case _:
+                told = f"{self.name} returned {type(answer).__name__}, not a text or Completion"
+                raise WorkerError(FailureKind.INTERNAL, told)
+        on_text(completion.text)
+        return completion
+
+    async def check(self) -> Health:
+        """A function is always there."""
+        return Health(True, "a Python function")
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        pass

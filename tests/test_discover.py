@@ -110,6 +110,6 @@ def test_the_tables_are_sound() -> None:
     for provider in PROVIDERS:
         key = f"{provider.variables[0]}-value"
         Endpoint(provider.name, url=provider.url, model=provider.model, key=key)
-    names = [each.name for each in (*PROVIDERS, *LOCAL_SERVERS)]
+    names = [each.name for each in PROVIDERS] + [each.name for each in LOCAL_SERVERS]
     assert len(set(names)) == len(names)
     assert all(server.url.startswith("http://127.0.0.1:") for server in LOCAL_SERVERS)

@@ -526,9 +526,7 @@ def test_every_exception_of_httpx_is_mapped_by_itself_or_a_close_base(
     assert any(base in module.exception_table() for base in error.__mro__)
 
 
-@pytest.mark.parametrize(
-    "error", sorted(set(subclasses(aiohttp.ClientError)), key=lambda error: error.__name__)
-)
+@pytest.mark.parametrize("error", sorted(set(subclasses(aiohttp.ClientError)), key=str))
 def test_every_exception_of_aiohttp_is_mapped(error: type[Exception]) -> None:
     assert any(base in module.exception_table() for base in error.__mro__)
 
@@ -867,7 +865,6 @@ async def test_cookies_are_not_kept() -> None:
         "https://api.test:port/v1",
         "https://api test/v1",
         "https://api.test\\@evil.test/v1",
-        "https://api.test/v1\n",
         "https://api.test/v1#part",
         "https://api.test/v1?api_key=secret",
         "http://api.test/v1",
@@ -884,9 +881,6 @@ async def test_cookies_are_not_kept() -> None:
     ],
 )
 def test_addresses_that_are_wrong_or_give_a_key_away_are_refused(url: str) -> None:
-    if url.endswith("\n"):
-        assert Endpoint("w", url=url, model="m", key=KEY).host == "api.test"
-        return
     with pytest.raises(PoolError, match=r"^workers\.w\.url: ") as caught:
         Endpoint("w", url=url, model="m", key=KEY)
     assert KEY not in str(caught.value)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
 
 import anyio
+import anyio.lowlevel
 
 from grammar import Plan, Step
 
@@ -30,7 +33,7 @@ from .run import (
     StepStarted,
 )
 from .schedule import Schedule, StepState
-from .worker import Call, Completion, OnText, Worker
+from .worker import Call, Completion, OnText, Worker, mended
 
 CallWorker = Callable[[Worker, Call, OnText], Awaitable[Completion]]
 """How a worker is called. Limits, retries and a journal wrap this one function."""
@@ -61,7 +64,8 @@ async def run_plan(
         query: What the user asked.
         pool: The workers.
         emit: Gets every event as it happens.
-        deadline_s: Seconds after which what is under way is stopped and the run fails.
+        deadline_s: Seconds after which what is under way is stopped; the run fails, unless it has
+            its answer by then.
         call: How workers are called.
 
     Returns:
@@ -69,6 +73,7 @@ async def run_plan(
 
     Raises:
         grammar.PlanError: If the plan names a worker that the pool does not have.
+        Exception: What ``emit`` raised. The run is stopped first, and emits nothing any more.
     """
     resolved = plan.resolve(pool.names)
 
@@ -91,11 +96,15 @@ class Session:
     """One run under way, as a decider sees it: a clock, an outlet for events, a way to call."""
 
     def __init__(self, query: str, pool: Pool, emit: Emit, call: CallWorker) -> None:
-        self.query = query
+        self.query = mended(query)
         self.pool = pool
-        self.call = call
         self.record = Record()
+        self.scope = anyio.CancelScope()
+        """Cancelled by the deadline, or when ``emit`` raises; not by the caller."""
+        self.broken: Exception | None = None
+        """What ``emit`` raised, if it did."""
         self._emit = emit
+        self._call = call
         self._zero = anyio.current_time()
 
     def now(self) -> float:
@@ -103,9 +112,44 @@ class Session:
         return anyio.current_time() - self._zero
 
     def emit(self, event: Event) -> None:
-        """Record an event and pass it on."""
+        """Record an event and pass it on.
+
+        A listener that raises stops the run. It does so here and not by raising through a worker,
+        which would be blamed for it.
+        """
         self.record.add(event)
-        self._emit(event)
+        try:
+            self._emit(event)
+        except Exception as error:  # raised again by carry_out
+            self.broken = error
+            self._emit = no_listener
+            self.scope.cancel()
+
+    async def call(self, worker: Worker, call: Call, on_text: OnText) -> Completion:
+        """Call a worker; its text is mended so that the record can be written.
+
+        Raises:
+            WorkerError: If there is no completion, whatever the worker raised.
+        """
+        try:
+            completion = await self._call(worker, call, lambda text: on_text(mended(text)))
+            text = mended(completion.text)
+            return completion if text == completion.text else replace(completion, text=text)
+        except WorkerError:
+            raise
+        except anyio.get_cancelled_exc_class() as error:
+            if anyio.current_effective_deadline() == -math.inf:
+                raise
+            told = f"{worker.name} was cancelled from inside"
+            raise WorkerError(FailureKind.INTERNAL, told) from error
+        except Exception as error:  # a worker may be anybody's code: its bugs stay in its call
+            told = f"{worker.name} raised {type(error).__name__}: {mended(str(error))}"
+            raise WorkerError(FailureKind.INTERNAL, told) from error
+
+    def stopped(self, message: str) -> Failure:
+        """Say why something was cancelled."""
+        late = self.scope.cancel_called
+        return Failure(FailureKind.DEADLINE if late else FailureKind.CANCELLED, message)
 
 
 Decide = Callable[[Session], Awaitable[Plan]]
@@ -126,22 +170,35 @@ async def carry_out(
 
     Args and return value are those of :func:`run_plan`; ``decide`` comes to the plan inside the
     run, so that deadline and record cover it, and with ``plan_only`` the run ends there.
+
+    Raises:
+        Exception: What ``decide``, ``emit`` or opening the pool raised.
     """
     session = Session(query, pool, emit, call)
     started = datetime.now(UTC).isoformat(timespec="milliseconds")
-    session.emit(RunStarted(session.now(), uuid4().hex, query, pool.names, started))
-    state, failure = RunState.CANCELLED, None
+    session.emit(RunStarted(session.now(), uuid4().hex, session.query, pool.names, started))
+    if deadline_s is not None:
+        session.scope.deadline = anyio.current_time() + deadline_s
+    state: RunState = RunState.CANCELLED
+    failure: Failure | None = None
     try:
         async with pool:
-            with anyio.move_on_after(deadline_s) as scope:
+            with session.scope:
                 failure = await _decide_and_run(session, decide, plan_only=plan_only)
-            if scope.cancelled_caught:
-                failure = Failure(FailureKind.DEADLINE, f"the deadline of {deadline_s:g} s passed")
-                _skip_the_rest(session)
+        if session.scope.cancelled_caught and session.record.run.answer is None:
+            failure = session.stopped(f"the deadline of {deadline_s or 0:g} s passed")
         done = RunState.PLANNED if plan_only else RunState.DONE
         state = RunState.FAILED if failure else done
+    except Exception as error:
+        state = RunState.FAILED
+        failure = Failure(FailureKind.INTERNAL, mended(f"{type(error).__name__}: {error}"))
+        raise
     finally:  # also when the caller cancels: the record is closed before the exception goes on
+        if not plan_only:
+            _skip_the_rest(session)
         session.emit(RunFinished(session.now(), state, failure))
+    if session.broken is not None:
+        raise session.broken
     return session.record.run
 
 
@@ -174,6 +231,8 @@ async def _run_steps(session: Session, plan: Plan) -> dict[int, StepResult]:
                 group.start_soon(run_step, plan.steps[index])
 
         async def run_step(step: Step) -> None:
+            # Workers that never wait would let a plan run past its deadline.
+            await anyio.lowlevel.checkpoint_if_cancelled()
             result = await _run_step(session, plan, step, texts)
             settle(result)
             done = result.state is StepState.DONE
@@ -215,30 +274,25 @@ async def _run_step(session: Session, plan: Plan, step: Step, texts: dict[int, s
             **rest,
         )
 
-    def failed(failure: Failure) -> StepResult:
-        return result(StepState.FAILED, "".join(pieces), failure=failure)
+    def failed(failure: Failure, **rest: Any) -> StepResult:
+        return result(StepState.FAILED, "".join(pieces), failure=failure, **rest)
 
     try:
         completion = await session.call(worker, Call(messages), on_text)
     except WorkerError as error:
         return failed(error.failure)
     except anyio.get_cancelled_exc_class():
-        message = f"stopped after {session.now() - started:.1f} s"
-        stopped = failed(Failure(FailureKind.DEADLINE, message))
+        stopped = failed(session.stopped(f"stopped after {session.now() - started:.1f} s"))
         session.emit(StepFinished(session.now(), stopped))
         raise
-    except Exception as error:  # a worker may be anybody's code: its bugs stay in its step
-        told = f"{worker.name} raised {type(error).__name__}: {error}"
-        return failed(Failure(FailureKind.INTERNAL, told))
+    told_of: dict[str, Any] = {
+        "usage": completion.usage,
+        "finish_reason": completion.finish_reason,
+        "model": completion.model,
+    }
     if not completion.text.strip():
-        return failed(Failure(FailureKind.EMPTY, f"{worker.name} answered with no text"))
-    return result(
-        StepState.DONE,
-        completion.text,
-        usage=completion.usage,
-        finish_reason=completion.finish_reason,
-        model=completion.model,
-    )
+        return failed(Failure(FailureKind.EMPTY, f"{worker.name} answered with no text"), **told_of)
+    return result(StepState.DONE, completion.text, **told_of)
 
 
 def _skipped(plan: Plan, index: int, because_of: int, now: float) -> StepResult:
@@ -247,12 +301,12 @@ def _skipped(plan: Plan, index: int, because_of: int, now: float) -> StepResult:
 
 
 def _skip_the_rest(session: Session) -> None:
-    """After the deadline: what never started is skipped, so that every step has a result."""
+    """After the run was stopped: what never started is skipped, so that every step has a result."""
     run = session.record.run
     if run.plan is None:
         return
     settled = {step.index for step in run.steps}
-    late = Failure(FailureKind.DEADLINE, "the deadline passed before it could start")
+    late = session.stopped("the run was stopped before it could start")
     for step in run.plan:
         if step.index not in settled:
             now = session.now()

@@ -25,18 +25,19 @@ import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import anyio.lowlevel
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from .endpoint import Endpoint, HttpClient
 from .errors import PoolError
 from .local import EngineName, LocalModel, LocalWorker
 from .worker import Sampling, Worker
 
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}")
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,16 +175,17 @@ class Pool:
 
 
 class _Table(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # Inputs stay out of errors, since one may be a key.
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
 
 class SamplingTable(_Table):
     """Decoding settings that several tables share; what is left out is the server's default."""
 
-    temperature: float | None = Field(default=None, ge=0, le=5)
-    top_p: float | None = Field(default=None, gt=0, le=1)
-    max_tokens: int | None = Field(default=None, ge=1)
-    seed: int | None = None
+    temperature: float | None = Field(default=None, ge=0, le=5, strict=True)
+    top_p: float | None = Field(default=None, gt=0, le=1, strict=True)
+    max_tokens: int | None = Field(default=None, ge=1, strict=True)
+    seed: int | None = Field(default=None, strict=True)
     stop: tuple[str, ...] = ()
 
     @property
@@ -210,10 +212,10 @@ class EndpointTable(WorkerTable):
     """Base address, usually ending in /v1."""
     model: str
     """The server's name of the model."""
-    key: str = ""
+    key: str = Field(default="", repr=False)
     """API key; write it as ${VARIABLE}."""
-    headers: dict[str, str] = Field(default_factory=dict)
-    timeout_s: float = Field(default=300.0, gt=0)
+    headers: dict[str, str] = Field(default_factory=dict, repr=False)
+    timeout_s: float = Field(default=300.0, gt=0, strict=True)
     """Longest wait for the next piece of an answer."""
     token_limit_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"  # noqa: S105
     """The name of the token limit in requests; OpenAI's own models want max_completion_tokens."""
@@ -235,11 +237,18 @@ class PlannerTable(SamplingTable):
 
     worker: str
     """Name of a worker of the pool."""
-    most_steps: int = Field(default=5, ge=1, le=16)
-    least_steps: int = Field(default=1, ge=1, le=16)
-    subtask_characters: int = Field(default=160, ge=20, le=2000)
-    cards: bool = True
-    max_tokens: int | None = Field(default=1024, ge=1)
+    most_steps: int = Field(default=5, ge=1, le=16, strict=True)
+    least_steps: int = Field(default=1, ge=1, le=16, strict=True)
+    subtask_characters: int = Field(default=160, ge=20, le=2000, strict=True)
+    cards: bool = Field(default=True, strict=True)
+    max_tokens: int | None = Field(default=1024, ge=1, strict=True)
+
+    @model_validator(mode="after")
+    def _least_is_not_more(self) -> Self:
+        if self.least_steps > self.most_steps:
+            told = f"least_steps is {self.least_steps}, more than most_steps ({self.most_steps})"
+            raise ValueError(told)
+        return self
 
     @property
     def settings(self) -> PlannerSettings:
@@ -255,7 +264,7 @@ Table = Annotated[EndpointTable | LocalTable, Field(discriminator="kind")]
 class PoolFile(_Table):
     """A pool file: checked, but with its variables not yet looked up."""
 
-    workers: dict[str, Table]
+    workers: dict[str, Table] = Field(min_length=1)
     planner: PlannerTable | None = None
     path: str = Field(default="pool.toml", exclude=True)
 
@@ -272,7 +281,7 @@ class PoolFile(_Table):
             reason = error.strerror or type(error).__name__
             raise PoolError(f"{path}: {reason}; `conductor init` writes a pool file") from error
         except UnicodeDecodeError as error:
-            raise PoolError(f"{path}: not a text in UTF-8") from error
+            raise PoolError(f"{path}: not a text in UTF-8; save it as UTF-8") from error
         return cls.parse(text, str(path))
 
     @classmethod
@@ -287,7 +296,7 @@ class PoolFile(_Table):
         except tomllib.TOMLDecodeError as error:
             raise PoolError(f"{path}: not valid TOML: {error}") from error
         if "path" in data:
-            raise PoolError(f"{path}: path: there is no such setting")
+            raise PoolError(_told(path, {"type": "extra_forbidden", "loc": ("path",)}))
         try:
             return cls.model_validate({**data, "path": path})
         except ValidationError as error:
@@ -297,8 +306,14 @@ class PoolFile(_Table):
         """Make the pool; nothing is connected or loaded yet.
 
         Raises:
-            PoolError: If a variable is not set or a name is bad.
+            PoolError: If a variable is not set, or a name or address is bad.
         """
+        try:
+            return self._pool(env)
+        except PoolError as error:
+            raise PoolError(f"{self.path}: {error}") from error
+
+    def _pool(self, env: Mapping[str, str] | None) -> Pool:
         client = HttpClient()
         models: dict[tuple[str, str], LocalModel] = {}
         workers = [self.worker(name, env, client, models) for name in self.workers]
@@ -308,7 +323,7 @@ class PoolFile(_Table):
         if planner is None:
             known = ", ".join(self.workers)
             message = f"no worker is called {self.planner.worker!r}; the file has: {known}"
-            raise PoolError(f"{self.path}: planner.worker: {message}")
+            raise PoolError(f"planner.worker: {message}")
         return Pool(workers, planner=planner, planning=self.planner.settings)
 
     def worker(
@@ -357,16 +372,20 @@ class PoolFile(_Table):
         )
 
 
-_VARIABLE = re.compile(r"\$(\$|\{([A-Za-z_][A-Za-z0-9_]*)\})")
+_VARIABLE = re.compile(r"\$(?:\$|\{([A-Za-z_][A-Za-z0-9_]*)\})?")
 
 
 def _expand(text: str, env: Mapping[str, str], where: str) -> str:
     """Put the environment's values for ``${VAR}``; ``$$`` is a dollar sign."""
 
     def value(match: re.Match[str]) -> str:
-        name = match[2]
-        if name is None:
+        name = match[1]
+        if match[0] == "$$":
             return "$"
+        if name is None:
+            raise PoolError(
+                f"{where}: '$' stands alone; write ${{NAME}} for a variable or $$ for $"
+            )
         if not env.get(name):
             remedy = f"export {name}=... or take the worker out"
             raise PoolError(f"{where}: the environment variable {name} is not set; {remedy}")
@@ -377,13 +396,32 @@ def _expand(text: str, env: Mapping[str, str], where: str) -> str:
 
 def _told(path: str, error: Any) -> str:
     """One line for one problem of a pool file: where, what, and what would be right."""
-    location = [str(part) for part in error["loc"] if part not in ("openai", "local")]
-    where = ".".join(location) or "the file"
+    location = [str(part) for part in error["loc"]]
+    table: type[_Table] = PoolFile
+    match location:
+        case ["workers", _, kind, *_]:  # pydantic tells the kind, which is no setting
+            table = LocalTable if kind == "local" else EndpointTable
+            del location[2]
+        case ["planner", _, *_]:
+            table = PlannerTable
+    where = ".".join(location)
     match error["type"]:
         case "extra_forbidden":
-            what = "there is no such setting"
+            near = get_close_matches(
+                location[-1], known := sorted({*table.model_fields} - {"path"})
+            )
+            remedy = f"did you mean {near[0]}?" if near else f"possible: {', '.join(known)}"
+            what = f"there is no such setting; {remedy}"
+        case "missing" | "too_short" if location == ["workers"]:
+            what = "a pool needs at least one table [workers.NAME]"
         case "missing":
-            what = "is missing"
+            what = f"is missing; write {location[-1]} = ..."
+        case "tuple_type":
+            what = "must be a list"
+        case "dict_type" | "model_type" | "model_attributes_type":
+            what = "must be a table"
+        case "value_error":
+            what = str(error["ctx"]["error"])
         case "union_tag_not_found":
             what = 'kind is missing; write kind = "openai" or kind = "local"'
         case "union_tag_invalid":

@@ -186,7 +186,7 @@ class FunctionWorker:
         except WorkerError:
             raise
         except Exception as error:  # the boundary to the user's own code
-            told = f"{type(error).__name__}: {error}"
+            told = mended(f"{type(error).__name__}: {error}")
             raise WorkerError(FailureKind.INTERNAL, f"{self.name} raised {told}") from error
         match answer:
             case str():
@@ -194,8 +194,10 @@ class FunctionWorker:
             case Completion():
                 completion = answer
             case _:
-                told = f"{self.name} returned {type(answer).__name__}, not a text or Completion"
-                raise WorkerError(FailureKind.INTERNAL, told)
+                raise WorkerError(
+                    FailureKind.INTERNAL,
+                    f"{self.name} returned {type(answer).__name__}, not a text or Completion",
+                )
         on_text(completion.text)
         return completion
 

@@ -1,8 +1,8 @@
 """What the Conductor model is asked. Training and serving call this one function, so the bytes are
 the same.
 
-The parts and their order follow the Conductor paper (role, mechanics, format, examples, question,
-workers), in our words and much shorter: a small model on a CPU pays for every token of it. Workers
+The parts are those of the Conductor paper (role, mechanics, format, examples, question, workers),
+in our words, with the examples as turns of the conversation, and much shorter: a small model on a CPU pays for every token of it. Workers
 are anonymous ordinals by default, as in the paper, so that a trained Conductor prefers by reward
 and not by brand; cards may be shown to a model that was not trained on the pool.
 """
@@ -14,17 +14,13 @@ from collections.abc import Sequence
 from grammar import Plan, PlanError
 from runtime import Message
 
-_SYSTEM = "You coordinate a team of language models. You never answer yourself: you write a plan."
-
-_INSTRUCTIONS = """\
-Write a plan of {bounds} that gets the question answered. Each step has a subtask, a worker and an \
-access list. A worker sees the question, its subtask, and the replies of the earlier steps in its \
-access list. The last step's reply is the answer.
-
-Write three lists of the same length:
-subtasks = [strings: what each step has to do]
-workers = [worker numbers]
-access = [lists of earlier steps, counted from 0; [] reads nothing]"""
+_SYSTEM = """\
+You coordinate a team of language models. You never answer a question yourself: you write a plan \
+of {bounds} that gets it answered. A plan is three lists of the same length:
+subtasks: what each step has to do
+workers: the number of the worker that does it
+access: the earlier steps whose replies it reads, counted from 0
+The reply of the last step is the answer."""
 
 _EXAMPLES: tuple[tuple[str, Plan], ...] = (
     (
@@ -32,8 +28,8 @@ _EXAMPLES: tuple[tuple[str, Plan], ...] = (
         Plan.of(
             [
                 "List the prime numbers below 30.",
-                "Count the primes below 30 with a sieve.",
-                "Compare both counts and give the final number.",
+                "Find the primes below 30 with a sieve.",
+                "Compare both lists and say how many primes there are.",
             ],
             [1, 0, 1],
             [[], [], [0, 1]],
@@ -43,14 +39,27 @@ _EXAMPLES: tuple[tuple[str, Plan], ...] = (
         "Write a haiku about rain.",
         Plan.of(
             [
-                "Collect three images of rain.",
-                "Write a haiku about rain from these images.",
+                "Collect images and sounds of rain.",
+                "Write a haiku about rain with the best of them.",
             ],
             [0, 1],
             [[], [0]],
         ),
     ),
+    (
+        "Is it safe to eat raw eggs?",
+        Plan.of(
+            [
+                "Explain the risks of eating raw eggs.",
+                "Explain when raw eggs are safe to eat.",
+                "Weigh both sides and answer whether raw eggs are safe to eat.",
+            ],
+            [0, 1, 0],
+            [[], [], [0, 1]],
+        ),
+    ),
 )
+"""Out of distribution on purpose: the paper's best variant (its ablation of few-shot examples)."""
 
 
 def plan_messages(
@@ -73,16 +82,18 @@ def plan_messages(
     bounds = f"{least_steps} to {most_steps} steps" if least_steps < most_steps else "1 step"
     if least_steps == most_steps > 1:
         bounds = f"{most_steps} steps"
-    parts = [_INSTRUCTIONS.format(bounds=bounds)]
-    parts += [
-        f"Question: {question}\n{plan_text(plan)}"
-        for question, plan in _EXAMPLES
-        if least_steps <= len(plan) <= most_steps and workers > 1
-    ]
-    named = [f"Worker {at}: {card}" if card else f"Worker {at}" for at, card in enumerate(cards)]
-    parts.append("Workers: " + ("; ".join(named) or f"0 to {workers - 1}"))
-    parts.append(f"Question: {query}")
-    return Message("system", _SYSTEM), Message("user", "\n\n".join(parts))
+    named = [f"{at}: {card}" if card else str(at) for at, card in enumerate(cards)]
+    pool = "; ".join(named) or (f"0 to {workers - 1}" if workers > 1 else "0")
+    messages = [Message("system", _SYSTEM.format(bounds=bounds))]
+    for question, plan in _EXAMPLES:
+        if least_steps <= len(plan) <= most_steps and workers > 1:
+            messages.append(Message("user", _ask(question, "0 to 1")))
+            messages.append(Message("assistant", plan_text(plan)))
+    return (*messages, Message("user", _ask(query, pool)))
+
+
+def _ask(query: str, workers: str) -> str:
+    return f"Question: {query}\nWorkers: {workers}"
 
 
 def repair_messages(asked: tuple[Message, ...], text: str, error: PlanError) -> tuple[Message, ...]:

@@ -51,6 +51,7 @@ from .worker import (
 )
 
 __all__ = [
+    "PACKAGED",
     "Call",
     "CallWorker",
     "Completion",
@@ -71,6 +72,7 @@ __all__ = [
     "ModelError",
     "NoPlan",
     "OnText",
+    "PackagedModel",
     "PlanAttempt",
     "PlanAttempted",
     "PlanDelta",
@@ -97,8 +99,10 @@ __all__ = [
     "Usage",
     "Worker",
     "WorkerError",
+    "available",
     "call_worker",
     "carry_out",
+    "fetch",
     "fold",
     "no_listener",
     "run_plan",

@@ -42,7 +42,7 @@ class TransformersDecoder:
         dtype = "auto" if cuda else torch.float32
         self._model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
         self._model.to(self._device)  # type: ignore[arg-type]  # the wrapper loses its types
-        self._model.eval()
+        self._model.train(False)
         self._tokenizer = tokenizer
         self._grammars: Any = None
         self._kept: tuple[list[int], DynamicCache] | None = None

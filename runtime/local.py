@@ -13,6 +13,7 @@ costs about twice as much as one call, not eight times. Two decoders share the w
 
 from __future__ import annotations
 
+import atexit
 import os
 import threading
 from collections import deque
@@ -117,6 +118,7 @@ class LocalModel:
         self._waiting: deque[Job] = deque()
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
+        self._stopping = False
         self._tokenizer: PreTrainedTokenizerFast | None = None
         self._folder = ""
         self._window = 0
@@ -189,13 +191,24 @@ class LocalModel:
                     target=self._serve, name=f"model {self.name}", daemon=True
                 )
                 self._thread.start()
+                atexit.register(self._stop)
+
+    def _stop(self) -> None:
+        """Let the engine thread end before the interpreter does, or native threads abort it."""
+        with self._changed:
+            self._stopping = True
+            for job in self._waiting:
+                job.cancelled.set()
+            self._changed.notify()
+        if self._thread is not None:
+            self._thread.join(timeout=30)
 
     def _serve(self) -> None:
         ready: list[Job] = []
-        while True:
+        while not self._stopping:
             with self._changed:
                 if not ready:
-                    self._changed.wait_for(lambda: self._waiting)
+                    self._changed.wait_for(lambda: self._waiting or self._stopping)
                     self._changed.wait_for(lambda: len(self._waiting) >= _WIDEST, _GATHER_S)
                 new = list(self._waiting)
                 self._waiting.clear()
@@ -204,6 +217,7 @@ class LocalModel:
             if ready:
                 batch, ready = self._batch(ready)
                 self._decode(batch)
+        self._decoders.clear()
 
     def _batch(self, ready: list[Job]) -> tuple[list[Job], list[Job]]:
         """Take the oldest job and what can share a batch with it."""
@@ -254,6 +268,8 @@ class LocalModel:
 
     def _push(self, job: Job, token: int) -> None:
         """Take one more token of a job: pass its text on; if it is over, hand it over at once."""
+        if self._stopping:
+            job.cancelled.set()
         if job.over:
             return
         job.tokens += 1
@@ -305,7 +321,7 @@ class LocalModel:
             self._folder = self.name
         self.progress(f"loading {self.name}")
         try:
-            tokenizer: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(self._folder)
+            tokenizer: Any = AutoTokenizer.from_pretrained(self._folder)
             config = AutoConfig.from_pretrained(self._folder)
         except OSError as error:
             raise ModelError(

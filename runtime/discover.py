@@ -244,7 +244,7 @@ def _size(model: str) -> float:
 _HEAD = """\
 # The models that work for you. Names are yours to choose; plans call workers by them.
 # Keys stay in the environment: ${VARIABLE} is looked up when the pool is loaded.
-# `conductor doctor` tells which workers answer.
+# `conductor pool` tells which workers answer.
 """
 
 _NOTHING = """\

@@ -38,25 +38,25 @@ def embedded_pool(progress: Callable[[str], None] = lambda stage: None) -> Pool:
     model = LocalModel(EMBEDDED_MODEL, progress=progress)
     workers = [
         LocalWorker(
-            "steady",
+            "brief",
             model,
-            sampling=Sampling(temperature=0.0, max_tokens=160),
-            card="always gives its most likely answer",
+            sampling=Sampling(temperature=0.0, max_tokens=80),
+            system="Answer in one or two sentences.",
+            card="answers in a sentence or two",
             tags=("local",),
         ),
         LocalWorker(
             "creative",
             model,
-            sampling=Sampling(temperature=0.7, top_p=0.9, max_tokens=160),
+            sampling=Sampling(temperature=0.7, top_p=0.9, max_tokens=120),
             card="varies its answers",
             tags=("local",),
         ),
         LocalWorker(
-            "brief",
+            "steady",
             model,
-            sampling=Sampling(temperature=0.0, max_tokens=80),
-            system="Answer in one short sentence.",
-            card="answers in a sentence",
+            sampling=Sampling(temperature=0.0, max_tokens=120),
+            card="always gives its most likely answer",
             tags=("local",),
         ),
     ]

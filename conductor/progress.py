@@ -4,6 +4,7 @@ state, time and tokens; and the marks by which pictures show the same."""
 from __future__ import annotations
 
 from collections.abc import Mapping
+from time import monotonic
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -79,7 +80,7 @@ class Progress:
         self._started: dict[int, StepStarted] = {}
         self._pieces: dict[int, int] = {}
         self._tail: dict[int, str] = {}
-        self._now = 0.0
+        self._zero = monotonic()
 
     def __enter__(self) -> Progress:
         if self._console.is_terminal:
@@ -108,8 +109,9 @@ class Progress:
     def __call__(self, event: Event) -> None:
         """Take in the next event."""
         self._record.add(event)
-        self._now = event.at
         match event:
+            case RunStarted():
+                self._zero = monotonic() - event.at
             case PlanStarted():
                 self._note = "" if self._live else self._note
                 self._draft = ""
@@ -128,12 +130,13 @@ class Progress:
                 self._plain(f"step {event.index} starts on {event.worker}")
             case StepDelta():
                 self._note = ""
+                # A piece is a token with in-process models and about one with servers.
                 self._pieces[event.index] = self._pieces.get(event.index, 0) + 1
                 self._tail[event.index] = (self._tail.get(event.index, "") + event.text)[-200:]
             case StepFinished(result=result):
                 mark = _mark(result)
                 self._plain(f"step {result.index} {mark.state}: {mark.detail}")
-            case RunStarted() | RunFinished() | PlanAttempted():
+            case RunFinished() | PlanAttempted():
                 pass
 
     def _plain(self, line: str) -> None:
@@ -194,6 +197,9 @@ class Progress:
     def _marks(self, plan: Plan) -> Mapping[int, Mark]:
         current = {step.index: Mark("waiting") for step in plan}
         for index in self._started:
-            current[index] = Mark("running", f"{self._pieces.get(index, 0)} pieces")
+            seconds = monotonic() - self._zero - self._started[index].at
+            current[index] = Mark(
+                "running", f"{seconds:.0f} s · {self._pieces.get(index, 0)} tokens"
+            )
         current.update(marks(self._record.run))
         return current

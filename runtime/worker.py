@@ -45,6 +45,8 @@ def mended(text: str) -> str:
 
     They come from JSON that was cut inside an emoji and from file names in unknown encodings.
     """
+    if text.isascii():
+        return text
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 

@@ -77,7 +77,9 @@ def plans(draw: st.DrawFn) -> Plan:
     size = draw(st.integers(1, 6))
     access = [sorted(draw(st.sets(st.integers(0, i - 1)))) if i else [] for i in range(size)]
     subtasks = [f"do {draw(st.text())}" for _ in range(size)]
-    return Plan.of(subtasks, [draw(st.sampled_from(["a", "b", 0])) for _ in range(size)], access)
+    workers: list[str | int] = [draw(st.sampled_from(("a", "b"))) for _ in range(size)]
+    workers[0] = draw(st.integers(0, 9))
+    return Plan.of(subtasks, workers, access)
 
 
 @st.composite

@@ -124,7 +124,9 @@ def test_only_a_running_step_can_finish(index: int, done: bool) -> None:
 
 
 @given(plans(), st.data())
-def test_any_order_of_completions_and_failures_keeps_the_rules(plan: Plan, data: st.DataObject):
+def test_any_order_of_completions_and_failures_keeps_the_rules(
+    plan: Plan, data: st.DataObject
+) -> None:
     """What starts is exactly what may; every step ends in one final state, for the right reason."""
     schedule = Schedule(plan)
     started: set[int] = set()

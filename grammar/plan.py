@@ -78,8 +78,17 @@ class Plan:
             if step.index != at
         ]
         wrong += violations(self.subtasks, self.workers, self.access, UNLIMITED)
+        wrong += () if wrong else self._unsettled()
         if wrong:
             raise PlanError(Diagnostic(each.code, each.message, each.hint) for each in wrong)
+
+    def _unsettled(self) -> Iterator[Violation]:
+        """What may stand in a text or in Plan.of, but not in a Step: "all", "0", (1, 0)."""
+        for step in self.steps:
+            if step.access != granted(step.index, step.access):
+                message = f"access of step {step.index} is no ascending tuple of steps"
+                hint = 'Plan.of takes any order, repeats and "all"'
+                yield Violation("P210", message, hint, "access", step.index)
 
     @classmethod
     def of(
@@ -212,6 +221,10 @@ def violations(
             hint = 'write a name in quotes, as "gpt", or the number of a worker, from 0'
             message = f"worker of step {index} is {_kind(worker)}"
             wrong.append(Violation("P209", message, hint, "workers", index))
+        elif isinstance(worker, str) and SURROGATE.search(worker):
+            message = f"worker of step {index} holds half a surrogate pair"
+            hint = "it is no text that can be encoded"
+            wrong.append(Violation("P209", message, hint, "workers", index))
     for index, entry in enumerate(access):
         wrong += _access_violations(index, entry, count)
     return wrong
@@ -223,6 +236,10 @@ def pool_violations(workers: Sequence[object], names: Sequence[str]) -> list[Vio
     for index, worker in enumerate(workers):
         if not _is_worker(worker) or worker in names:
             continue  # what is no worker at all is told by violations
+        if not names:
+            message = "the pool has no workers"
+            wrong.append(Violation("P302", message, "add one to the pool", "workers", index))
+            break
         if isinstance(worker, str) and not _digits(worker):
             near = get_close_matches(worker[:64], names, n=1)
             known = ", ".join(map(str, names[:12])) + (", …" if len(names) > 12 else "")
@@ -231,7 +248,8 @@ def pool_violations(workers: Sequence[object], names: Sequence[str]) -> list[Vio
             wrong.append(Violation("P301", message, hint, "workers", index))
         elif int(worker) >= len(names):  # type: ignore[call-overload]  # _is_worker
             message = f"there is no worker {worker}: the pool has {len(names)}"
-            hint = f"numbers go from 0 to {len(names) - 1}"
+            last = len(names) - 1
+            hint = f"numbers go from 0 to {last}" if last > 0 else "write 0, the only one"
             wrong.append(Violation("P302", message, hint, "workers", index))
     return wrong
 

@@ -163,7 +163,7 @@ def best_of_n(
     judge_subtask: str = _JUDGE,
 ) -> Plan:
     """Independent attempts, one per worker given (repeats allowed), then a judge reads them all."""
-    n = len(workers)
+    n = len(_some(workers))
     return Plan.of([subtask] * n + [judge_subtask], [*workers, judge], [[]] * n + [list(range(n))])
 
 
@@ -197,14 +197,16 @@ def debate(
     """All answer; in each further round all read the round before and revise; a judge decides.
 
     Args:
-        workers: The debaters, at least two.
+        workers: The debaters; one alone revises its own answer.
         judge: Reads the last round and gives the answer.
         rounds: Answers of each debater, at least 1 (1 is best-of-n).
         subtask: What debaters do first.
         revise_subtask: What they do in later rounds.
         judge_subtask: What the judge does.
     """
-    n = len(workers)
+    if rounds < 1:
+        raise ValueError(f"rounds is {rounds}; a debate needs at least 1")
+    n = len(_some(workers))
     subtasks = [subtask] * n + [revise_subtask] * (n * (rounds - 1)) + [judge_subtask]
     access: list[list[int]] = [[]] * n
     for turn in range(1, rounds + 1):
@@ -233,7 +235,7 @@ def tree(
     if branching < 2:
         raise ValueError(f"branching is {branching}; a group to judge needs at least 2")
     access: list[list[int]] = [[] for _ in workers]
-    row = list(range(len(workers)))
+    row = list(range(len(_some(workers))))
     while len(row) > 1:
         groups = [row[at : at + branching] for at in range(0, len(row), branching)]
         row = []
@@ -250,6 +252,10 @@ def tree(
 
 
 def _in_turn(workers: Sequence[str | int], count: int) -> list[str | int]:
+    return [workers[index % len(_some(workers))] for index in range(count)]
+
+
+def _some(workers: Sequence[str | int]) -> Sequence[str | int]:
     if not workers:
         raise ValueError("no workers given; a plan needs at least one")
-    return [workers[index % len(workers)] for index in range(count)]
+    return workers

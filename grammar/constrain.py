@@ -24,7 +24,8 @@ def decoding_grammar(
         workers: Size of the pool; plans name workers by number, 0 to ``workers - 1``.
         most_steps: Longest plan, at most 16.
         least_steps: Shortest plan, at least 1.
-        subtask_characters: Longest subtask. A subtask is one line without quotes and backslashes.
+        subtask_characters: Longest subtask, at least 3. A subtask is one line without quotes and
+            backslashes.
 
     Raises:
         ValueError: If the bounds leave no plan or are too wide to be spelt out.
@@ -34,6 +35,8 @@ def decoding_grammar(
     if not 1 <= least_steps <= most_steps <= 16:
         message = f"steps from {least_steps} to {most_steps} asked for; possible is 1 to 16"
         raise ValueError(message)
+    if subtask_characters < 3:
+        raise ValueError(f"subtasks of {subtask_characters} characters asked for; at least 3")
     lengths = range(least_steps, most_steps + 1)
     lines = [
         "start: " + " | ".join(f"plan{n}" for n in lengths),
@@ -47,7 +50,7 @@ def decoding_grammar(
         *(_tail_rule(after, step) for step in range(2, most_steps) for after in range(step - 1)),
         "worker: " + " | ".join(f'"{number}"' for number in range(workers)),
         "subtask: SUBTASK",
-        rf'SUBTASK: /"[^"\\\x00-\x20\x7f-\x9f][^"\\\x00-\x1f\x7f-\x9f]'
+        rf'SUBTASK: /"[^\s"\\\x00-\x1f\x7f-\x9f][^"\\\x00-\x1f\x7f-\x9f]'
         rf'{{2,{subtask_characters - 1}}}"/',
     ]
     return "\n".join(lines) + "\n"

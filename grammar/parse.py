@@ -44,8 +44,8 @@ _MOST_LABELS = 1000
 but labels stays cheap."""
 _MOST_OPEN_STRINGS = 8
 """Strings that are never closed, after which a text is given up: each costs a look at the rest."""
-_FIRST = r"""(?=[<"'`*aAmMsSwW])"""
-"""What a tag or a label can begin with; looking at it first halves the time spent on prose."""
+_FIRST = r"""(?=["'`*]{0,3}+[<aAmMsSwW])"""
+"""How a tag or a label can begin: looking at it first halves the time spent on prose."""
 _DEEPEST = 3
 """Brackets inside brackets: the list, one access entry, and one more to say that it is too many."""
 

@@ -96,7 +96,7 @@ def test_the_graph_is_the_access_lists(plan: Plan) -> None:
     """Nodes are steps with what they do, and an edge leads from what is read to who reads it."""
     dag = graph(plan)
 
-    assert dict(dag.nodes(data=True)) == {
+    assert {node: dag.nodes[node] for node in dag} == {
         step.index: {
             "worker": step.worker,
             "subtask": step.subtask,
@@ -119,9 +119,8 @@ def test_levels_are_the_generations_of_the_graph(plan: Plan) -> None:
 def test_the_critical_path_is_the_longest_way_through(plan: Plan, seconds: list[int]) -> None:
     """Its steps read each other in turn, and no other chain takes longer."""
     dag = graph(plan)
-    dag.add_node("start")
-    for index in range(len(plan)):
-        dag.add_edge("start", index)
+    start = -1  # in front of all steps, so that each step's seconds can stand on its edges
+    dag.add_edges_from((start, step.index) for step in plan)
     nx.set_edge_attributes(dag, {edge: seconds[edge[1]] for edge in dag.edges}, "seconds")
 
     path, length = critical_path(plan, lambda step: seconds[step.index])

@@ -2,7 +2,9 @@
 
 from .constrain import decoding_grammar
 from .diagnostics import RULES, Diagnostic, PlanError, Rule, visible
-from .parse import check, parse, parse_file, parse_revision
+from .format import format_file
+from .lint import Edit, check, fix, repair
+from .parse import Document, parse, parse_file, parse_revision, read_file
 from .plan import Limits, Plan, Step
 from .render import (
     LayoutMissing,
@@ -32,6 +34,8 @@ from .topology import (
 __all__ = [
     "RULES",
     "Diagnostic",
+    "Document",
+    "Edit",
     "LayoutMissing",
     "Limits",
     "Mark",
@@ -48,11 +52,15 @@ __all__ = [
     "debate",
     "decoding_grammar",
     "diamond",
+    "fix",
+    "format_file",
     "graph",
     "levels",
     "parse",
     "parse_file",
     "parse_revision",
+    "read_file",
+    "repair",
     "single",
     "terminal_rows",
     "to_dot",

@@ -10,6 +10,7 @@ import unicodedata
 from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +18,7 @@ class Rule:
     """One kind of problem, with the example that shows it and the one that repairs it."""
 
     code: str
-    """Stable: ``P1xx`` syntax, ``P2xx`` structure, ``P3xx`` pool."""
+    """Stable: ``P1xx`` syntax, ``P2xx`` structure, ``P3xx`` pool, ``P4xx`` style."""
     name: str
     """Short name in kebab-case."""
     summary: str
@@ -26,6 +27,11 @@ class Rule:
     """A plan file that has exactly this problem."""
     good: str
     """The same file, repaired."""
+
+    @property
+    def severity(self) -> Literal["error", "warning"]:
+        """A plan with an error is no plan; one with a warning runs."""
+        return "warning" if self.code.startswith("P4") else "error"
 
 
 _ONE = 'subtasks = ["Solve it."]\nworkers = [0]\naccess = [[]]\n'
@@ -196,6 +202,37 @@ RULES: dict[str, Rule] = {
             'subtasks = ["Solve it."]\nworkers = [9]\naccess = [[]]\n',
             _ONE,
         ),
+        Rule(
+            "P401",
+            "unread-step",
+            "A step is not the last one and nobody reads it: its call is wasted.",
+            _two("[[], []]"),
+            _two("[[], [0]]"),
+        ),
+        Rule(
+            "P402",
+            "repeated-step",
+            "A worker gets the same subtask twice, reading the same: the second call adds chance"
+            " at most.",
+            'subtasks = ["Try.", "Try.", "Compare."]\nworkers = [0, 0, 1]\n'
+            "access = [[], [], [0, 1]]\n",
+            'subtasks = ["Try.", "Try.", "Compare."]\nworkers = [0, 2, 1]\n'
+            "access = [[], [], [0, 1]]\n",
+        ),
+        Rule(
+            "P403",
+            "empty-grant",
+            "A grant adds nothing: the first step has nothing to read, or a step is named twice.",
+            _two("[[], [0, 0]]"),
+            _two("[[], [0]]"),
+        ),
+        Rule(
+            "P404",
+            "secret",
+            "The text holds what looks like a key; every worker that reads it would see it.",
+            'subtasks = ["Log in with sk-proj-4f9aK2mQ81xYt7Lw."]\nworkers = [0]\naccess = [[]]\n',
+            'subtasks = ["Log in with the key of the service."]\nworkers = [0]\naccess = [[]]\n',
+        ),
     )
 }
 
@@ -223,13 +260,18 @@ class Diagnostic:
     end_column: int = 0
     """Column just behind the last character."""
 
+    @property
+    def severity(self) -> Literal["error", "warning"]:
+        """As its rule says."""
+        return RULES[self.code].severity
+
     def __str__(self) -> str:
         where = f"{self.line}:{self.column}: " if self.line else ""
         return f"{where}{self.code} {self.message}"
 
     def render(self, text: str, path: str = "<plan>") -> str:
         """Show the problem with the line it stands in, a caret under it, and the hint."""
-        lines = [f"error[{self.code}]: {visible(self.message)}"]
+        lines = [f"{self.severity}[{self.code}]: {visible(self.message)}"]
         if self.line:
             source = text.split("\n")[self.line - 1].rstrip("\r")
             shown, first, width = _excerpt(source, self.column, self._carets(source))
@@ -317,7 +359,7 @@ def cells(text: str) -> int:
     )
 
 
-_BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
 def visible(text: str, keep: str = "") -> str:
@@ -331,7 +373,7 @@ def visible(text: str, keep: str = "") -> str:
         return text
     return "".join(
         f"\\u{ord(c):04x}"
-        if c not in keep and (c in _BIDI or unicodedata.category(c) in ("Cc", "Cs"))
+        if c not in keep and (c in BIDI or unicodedata.category(c) in ("Cc", "Cs"))
         else c
         for c in text
     )

@@ -61,10 +61,7 @@ def parse(text: str, *, workers: Sequence[str] | None = None, limits: Limits = L
     Raises:
         PlanError: If there is no valid plan; all problems found are in its ``diagnostics``.
     """
-    plan, diagnostics = _read(text, workers, limits, whole=False)
-    if plan is None:
-        raise PlanError(diagnostics, text)
-    return plan
+    return _valid(_read(text, workers, limits, whole=False))
 
 
 def parse_file(
@@ -75,10 +72,7 @@ def parse_file(
     Raises:
         PlanError: As :func:`parse`, and also for text outside the lists.
     """
-    plan, diagnostics = _read(text, workers, limits, whole=True)
-    if plan is None:
-        raise PlanError(diagnostics, text)
-    return plan
+    return _valid(_read(text, workers, limits, whole=True))
 
 
 def parse_revision(
@@ -89,24 +83,30 @@ def parse_revision(
     Raises:
         PlanError: As :func:`parse`. A text without lists is an error, never "keep".
     """
-    plan, diagnostics = _read(text, workers, limits, whole=False)
-    if plan is None and [each.code for each in diagnostics] != ["P202"]:
-        raise PlanError(diagnostics, text)
-    return plan
+    document = _read(text, workers, limits, whole=False)
+    if [each.code for each in document.errors] == ["P202"]:
+        return None
+    return _valid(document)
 
 
-def check(
+def _valid(document: Document) -> Plan:
+    if document.plan is None:
+        raise PlanError(document.errors, document.text)
+    return document.plan
+
+
+def read_file(
     text: str, *, workers: Sequence[str] | None = None, limits: Limits = Limits()
-) -> tuple[Diagnostic, ...]:
-    """Return every problem of a plan file in the order of the text; empty if it is valid."""
-    return _read(text, workers, limits, whole=True)[1]
+) -> Document:
+    """Read a plan file, valid or not, with the place of all that is in it; never raises."""
+    return _read(text, workers, limits, whole=True)
 
 
 # --- what the grammar builds -----------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
-class _Value:
+class Placed:
     """An entry as written: a str, int, float, bool, None, Word or a list of values."""
 
     value: object
@@ -114,21 +114,45 @@ class _Value:
 
 
 @dataclass(frozen=True, slots=True)
-class _List:
-    """One list found in the text; ``broken`` if it did not parse."""
+class PlacedList:
+    """One list found in the text."""
 
     name: ListName
     start: int
+    """Where its label begins."""
+    bracket: int
+    """Where the list itself begins."""
     end: int
-    entries: tuple[_Value, ...]
+    """Just behind its closing bracket, or where the parser gave up."""
+    entries: tuple[Placed, ...]
     broken: bool = False
+    """Whether it did not parse; where only commas were missing, its entries are there anyway."""
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A plan file with the place of everything in it: what formatter, linter and editors use."""
+
+    text: str
+    plan: Plan | None
+    """None if there are errors."""
+    lists: tuple[PlacedList, ...]
+    """In the order of the text."""
+    errors: tuple[Diagnostic, ...]
+
+    def entry(self, name: ListName, index: int) -> Placed | None:
+        """The entry of a step in one of the lists, if it is there."""
+        for each in self.lists:
+            if each.name == name and index < len(each.entries):
+                return each.entries[index]
+        return None
 
 
 @dataclass(slots=True)
 class _Found:
     """What one pass over the text saw."""
 
-    lists: list[_List] = field(default_factory=list)
+    lists: list[PlacedList] = field(default_factory=list)
     problems: list[tuple[str, str, str, Span]] = field(default_factory=list)
     labels: dict[ListName, Span] = field(default_factory=dict)
     """Labels with no list behind them."""
@@ -140,14 +164,12 @@ class _Found:
         self.problems.append((code, message, hint, span))
 
 
-def _read(
-    text: str, workers: Sequence[str] | None, limits: Limits, *, whole: bool
-) -> tuple[Plan | None, tuple[Diagnostic, ...]]:
-    """Parse and check; a Plan and no diagnostics, or no Plan and at least one."""
+def _read(text: str, workers: Sequence[str] | None, limits: Limits, *, whole: bool) -> Document:
+    """Parse and check: a Plan and no errors, or no Plan and at least one error."""
     if len(text) > limits.characters:
         message = f"the text has {len(text):,} characters, the limit is {limits.characters:,}"
         hint = "a plan is a few hundred characters; shorten it"
-        return None, (Diagnostic("P107", message, hint, 1, 1, 1, 2),)
+        return Document(text, None, (), (Diagnostic("P107", message, hint, 1, 1, 1, 2),))
     found = _scan(text, limits, whole=whole)
     lists = found.lists
     if whole:
@@ -169,14 +191,14 @@ def _read(
         if workers is not None:
             wrong += pool_violations(named, workers)
         if not wrong and not problems:
-            return _build(subtasks, named, access, workers), ()
+            return Document(text, _build(subtasks, named, access, workers), tuple(lists), ())
         problems += [(each.code, each.message, each.hint, _span(chosen, each)) for each in wrong]
     elif whole:
         problems += _partial(lists, workers, limits)
     positions = Positions(text)
     placed = [positions.diagnostic(*problem) for problem in problems]
     placed.sort(key=lambda each: (each.line, each.column, each.code))
-    return None, tuple(dict.fromkeys(placed))
+    return Document(text, None, tuple(lists), tuple(dict.fromkeys(placed)))
 
 
 def _build(
@@ -195,13 +217,13 @@ def _build(
 
 
 def _partial(
-    lists: list[_List], workers: Sequence[str] | None, limits: Limits
+    lists: list[PlacedList], workers: Sequence[str] | None, limits: Limits
 ) -> Iterator[tuple[str, str, str, Span]]:
-    """Check the entries of the lists that did parse where the triple as a whole did not.
+    """Check the entries of the lists that could be read where the triple as a whole could not.
 
     Lengths can't be compared then, so only the rules about single entries are applied.
     """
-    good = {each.name: each for each in lists if not each.broken}
+    good = {each.name: each for each in lists if each.entries or not each.broken}
     count = max((len(each.entries) for each in good.values()), default=0)
     if not count:
         return
@@ -217,16 +239,23 @@ def _partial(
     if workers is not None:
         wrong += pool_violations(filled["workers"], workers)
     for violation in wrong:
-        if violation.where in good:
+        if violation.where in good and not _torn(good[violation.where], violation):
             yield (violation.code, violation.message, violation.hint, _span(good, violation))
 
 
-def _span(lists: dict[ListName, _List], violation: Violation) -> Span:
+def _torn(each: PlacedList, violation: Violation) -> bool:
+    """Whether a word is half of something else that a comma was put into, as in ``f"text"``."""
+    at = violation.index
+    inside = at is not None and at < len(each.entries)
+    return each.broken and inside and isinstance(each.entries[at or 0].value, Word)
+
+
+def _span(lists: dict[ListName, PlacedList], violation: Violation) -> Span:
     chosen = lists[violation.where]
     if violation.index is None or violation.index >= len(chosen.entries):
         return Span(chosen.start, chosen.end)
     entry = chosen.entries[violation.index]
-    if violation.item is not None and isinstance(entry.value, _Items):
+    if violation.item is not None and isinstance(entry.value, Items):
         return entry.value.spans[violation.item]
     return entry.span
 
@@ -234,7 +263,7 @@ def _span(lists: dict[ListName, _List], violation: Violation) -> Span:
 # --- which lists make the plan ---------------------------------------------------------------
 
 
-def _last_triple(text: str, found: _Found) -> dict[ListName, _List] | None:
+def _last_triple(text: str, found: _Found) -> dict[ListName, PlacedList] | None:
     """Choose the last complete triple: three neighbouring lists with three different names.
 
     Neighbours can be grouped in more than one way (a cut-off second plan, a list quoted in the
@@ -270,7 +299,7 @@ def _last_triple(text: str, found: _Found) -> dict[ListName, _List] | None:
     return {each.name: each for each in triple}
 
 
-def _only_triple(found: _Found) -> dict[ListName, _List] | None:
+def _only_triple(found: _Found) -> dict[ListName, PlacedList] | None:
     repeated = _repeated(found.lists)
     if repeated is not None:
         found.problem(*_duplicate(repeated))
@@ -278,7 +307,7 @@ def _only_triple(found: _Found) -> dict[ListName, _List] | None:
     return triple if len(triple) == 3 else None
 
 
-def _repeated(lists: list[_List]) -> _List | None:
+def _repeated(lists: list[PlacedList]) -> PlacedList | None:
     names: set[ListName] = set()
     for each in lists:
         if each.name in names:
@@ -287,12 +316,12 @@ def _repeated(lists: list[_List]) -> _List | None:
     return None
 
 
-def _duplicate(again: _List) -> tuple[str, str, str, Span]:
+def _duplicate(again: PlacedList) -> tuple[str, str, str, Span]:
     hint = "keep one of the two"
     return "P109", f"the list `{again.name}` is given twice", hint, Span(again.start, again.end)
 
 
-def _adjoin(text: str, one: _List, other: _List) -> bool:
+def _adjoin(text: str, one: PlacedList, other: PlacedList) -> bool:
     """Whether nothing but blanks and commas stands between two lists."""
     return not text[one.end : other.start].strip(" \t\r\n,")
 
@@ -461,12 +490,12 @@ def _parse_list(
         except UnexpectedToken as error:
             for label in (before, at):  # a label in the list: its bracket is missing, further up
                 if label > bracket and _begins_list(text, label, end):
-                    return _give_up(found, name, start, label, _unclosed(name, bracket))
+                    return _give_up(found, name, (start, bracket), label, _unclosed(name, bracket))
             if kind == "OTHER" and token in _QUOTES:
-                _give_up(found, name, start, end, _unterminated(text, name, at))
+                _give_up(found, name, (start, bracket), end, _unterminated(text, name, at))
                 return end, 1
             if "COMMA" not in error.expected or kind not in _VALUES:
-                return _give_up(found, name, start, end, _unexpected(name, token))
+                return _give_up(found, name, (start, bracket), end, _unexpected(name, token))
             found.problem("P105", "a comma is missing between two entries", *_before(token))
             broken = True
             feed(Token("COMMA", ","))
@@ -476,18 +505,25 @@ def _parse_list(
             items = items + 1 if depth > 1 else 0
             entries += depth == 1
             if max(entries, items) > limits.steps:
-                return _give_up(found, name, start, end, _too_many(name, token, limits))
+                return _give_up(found, name, (start, bracket), end, _too_many(name, token, limits))
         if kind == "OPEN":
             depth += 1
             if depth > _DEEPEST:
-                return _give_up(found, name, start, end, _too_deep(name, token))
+                return _give_up(found, name, (start, bracket), end, _too_deep(name, token))
         elif kind == "CLOSE":
             depth -= 1
             if not depth:
                 values = parser.feed_eof()  # type: ignore[no-untyped-call]  # lark leaves it so
-                found.lists.append(_List(name, start, end, tuple(values), broken))
+                found.lists.append(PlacedList(name, start, bracket, end, tuple(values), broken))
                 return _skip(machinery.comment, text, end, len(text)), 0
-    return _give_up(found, name, start, len(text), _unclosed(name, bracket))
+    return _give_up(found, name, (start, bracket), len(text), _unclosed(name, bracket))
+
+
+def blanks(text: str, each: PlacedList) -> Iterator[tuple[int, str]]:
+    """The stretches of blanks and comments inside a list that hold a comment, with their places."""
+    for match in _machinery().lexer.finditer(text, each.bracket, each.end):
+        if match.lastgroup == "BLANK" and "#" in match.group():
+            yield match.start(), match.group()
 
 
 def _begins_list(text: str, at: int, end: int) -> bool:
@@ -501,11 +537,16 @@ _QUOTES = frozenset("\"'“”„‘’")
 
 
 def _give_up(
-    found: _Found, name: ListName, start: int, stop: int, problem: tuple[str, str, str, Span]
+    found: _Found,
+    name: ListName,
+    begins: tuple[int, int],
+    stop: int,
+    problem: tuple[str, str, str, Span],
 ) -> tuple[int, int]:
     """Record a list that does not parse; the scan goes on from where the parser stopped."""
+    start, bracket = begins
     found.problem(*problem)
-    found.lists.append(_List(name, start, stop, (), broken=True))
+    found.lists.append(PlacedList(name, start, bracket, stop, (), broken=True))
     return stop, 0
 
 
@@ -549,10 +590,10 @@ def _place(token: Token) -> Span:
 # --- tokens to values ------------------------------------------------------------------------
 
 
-class _Items(list[object]):
+class Items(list[object]):
     """The values of a nested list, with the place of each."""
 
-    def __init__(self, values: Sequence[_Value]) -> None:
+    def __init__(self, values: Sequence[Placed]) -> None:
         super().__init__(each.value for each in values)
         self.spans = [each.span for each in values]
 
@@ -561,26 +602,26 @@ def _builder() -> object:
     """Make the lark transformer that turns tokens into values while parsing."""
     from lark import Token, Transformer
 
-    class Builder(Transformer[Token, list[_Value]]):
-        def assignment(self, children: list[_Value | Token]) -> list[_Value]:
+    class Builder(Transformer[Token, list[Placed]]):
+        def assignment(self, children: list[Placed | Token]) -> list[Placed]:
             name = str(children[0].type).lower()  # type: ignore[union-attr]  # a label token
             whole = children[2]
-            assert isinstance(whole, _Value) and isinstance(whole.value, _Items)
-            entries = map(_Value, whole.value, whole.value.spans)
+            assert isinstance(whole, Placed) and isinstance(whole.value, Items)
+            entries = map(Placed, whole.value, whole.value.spans)
             return [_access_entry(each) for each in entries] if name == "access" else [*entries]
 
-        def list(self, children: list[_Value | Token]) -> _Value:
-            values = [each for each in children if isinstance(each, _Value)]
+        def list(self, children: list[Placed | Token]) -> Placed:
+            values = [each for each in children if isinstance(each, Placed)]
             first, last = children[0], children[-1]
             assert isinstance(first, Token) and isinstance(last, Token)
-            return _Value(_Items(values), Span(_place(first).start, _place(last).end))
+            return Placed(Items(values), Span(_place(first).start, _place(last).end))
 
     for terminal in _VALUES - {"OPEN"}:
         setattr(Builder, terminal, staticmethod(_token_value))
     return Builder()
 
 
-def _token_value(token: Token) -> _Value:
+def _token_value(token: Token) -> Placed:
     span = _place(token)
     text = str(token)
     value: object
@@ -591,7 +632,7 @@ def _token_value(token: Token) -> _Value:
     else:
         width = 3 if text.startswith(('"""', "'''")) else 1
         value = unescape(text[width:-width])
-    return _Value(value, span)
+    return Placed(value, span)
 
 
 _CONSTANTS: dict[str, object] = {
@@ -614,12 +655,12 @@ def _number(text: str) -> int | float | Word:
         return float(text)
 
 
-def _access_entry(entry: _Value) -> _Value:
+def _access_entry(entry: Placed) -> Placed:
     """In an access list the bare word all means "all"."""
     value = entry.value
     if isinstance(value, Word) and value.text.lower() == "all":
-        return _Value("all", entry.span)
-    if isinstance(value, _Items):
+        return Placed("all", entry.span)
+    if isinstance(value, Items):
         value[:] = [
             "all" if isinstance(item, Word) and item.text.lower() == "all" else item
             for item in value

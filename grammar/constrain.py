@@ -52,9 +52,9 @@ def decoding_grammar(
         raise ValueError(message)
     if subtask_characters < 3:
         raise ValueError(f"subtasks of {subtask_characters} characters asked for; at least 3")
-    if form == "gbnf" and subtask_characters > _MOST_REPEATS:
+    if form == "gbnf" and subtask_characters > _MOST_CHARACTERS:
         message = f"subtasks of {subtask_characters} characters asked for; "
-        raise ValueError(message + f"llama.cpp reads at most {_MOST_REPEATS}")
+        raise ValueError(message + f"llama.cpp reads at most {_MOST_CHARACTERS}")
     rules = dict(_rules(workers, range(least_steps, most_steps + 1), subtask_characters))
     match form:
         case "lark":
@@ -75,25 +75,43 @@ class _Ref(NamedTuple):
     rule: str
 
 
-class _Other(NamedTuple):
-    """A run of characters, each none of the given ones."""
+class _Run(NamedTuple):
+    """Characters in a row, each from one of the ranges of code points."""
 
-    than: str
-    """Inside of a character class; the escapes are those that all dialects share."""
+    of: _Ranges
     least: int
     most: int
 
 
-_Symbol = str | _Ref | _Other
+_Ranges = tuple[tuple[int, int], ...]
+_Symbol = str | _Ref | _Run
 """A string stands for itself."""
 _Rules = Mapping[str, list[list[_Symbol]]]
 """Alternatives by name of the rule, each a sequence; the first rule is the start."""
 
-_ENDS_OR_ACTS = r'"\\\x00-\x1f\x7f-\x9f'
-_BLANK = r" \xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
 
-_MOST_REPEATS = 2000
-"""llama.cpp takes a larger upper bound of a repetition for none."""
+def _but(*without: tuple[int, int]) -> _Ranges:
+    """All characters but those of some ranges.
+
+    Engines get what is allowed: of a class of what is not, llama.cpp refuses every token that is
+    the beginning of a character and may still become a forbidden one.
+    """
+    low, found = 0, []
+    for first, last in sorted(without):
+        found += [(low, first - 1)] if first > low else []
+        low = last + 1
+    return *found, (low, 0x10FFFF)
+
+
+_UNSAFE = ((0x00, 0x1F), (0x22, 0x22), (0x5C, 0x5C), (0x7F, 0x9F), (0xD800, 0xDFFF))
+"""Control characters, quote, backslash, surrogates."""
+_BLANK = (
+    (0x20, 0x20), (0xA0, 0xA0), (0x1680, 0x1680), (0x2000, 0x200A), (0x2028, 0x2029),
+    (0x202F, 0x202F), (0x205F, 0x205F), (0x3000, 0x3000),
+)  # fmt: skip
+
+_MOST_CHARACTERS = 2000
+"""Of a subtask in GBNF: llama.cpp refuses what may repeat 2000 times, and one stands before."""
 
 
 def _rules(
@@ -116,12 +134,16 @@ def _rules(
             more: list[list[_Symbol]] = [[f", {at}", *_tail(at, step)] for at in later]
             yield f"tail{after}of{step}", [[], *more]
     yield "worker", [[str(number)] for number in range(workers)]
-    start = _Other(_ENDS_OR_ACTS + _BLANK, 1, 1)
-    yield "subtask", [['"', start, _Other(_ENDS_OR_ACTS, 2, subtask_characters - 1), '"']]
+    first_character = _Run(_but(*_UNSAFE, *_BLANK), 1, 1)
+    others = _Run(_but(*_UNSAFE), 2, subtask_characters - 1)
+    yield "subtask", [['"', first_character, others, '"']]
 
 
 def _listed(entries: list[_Ref]) -> list[_Symbol]:
-    return [part for entry in entries for part in (", ", entry)][1:]
+    separated: list[_Symbol] = []
+    for entry in entries:
+        separated += [", ", entry] if separated else [entry]
+    return separated
 
 
 def _tail(after: int, step: int) -> list[_Symbol]:
@@ -137,13 +159,13 @@ def _lark(rules: _Rules) -> str:
     characters = {
         name
         for name, alternatives in rules.items()
-        if any(isinstance(symbol, _Other) for each in alternatives for symbol in each)
+        if any(isinstance(symbol, _Run) for each in alternatives for symbol in each)
     }
 
     def printed(symbol: _Symbol) -> str:
         if isinstance(symbol, _Ref):
             return symbol.rule.upper() if symbol.rule in characters else symbol.rule
-        return _class(symbol) if isinstance(symbol, _Other) else json.dumps(symbol)
+        return _class(symbol) if isinstance(symbol, _Run) else json.dumps(symbol)
 
     def line(name: str, alternatives: list[list[_Symbol]]) -> str:
         if name not in characters:
@@ -162,7 +184,7 @@ def _gbnf(rules: _Rules) -> str:
     def printed(symbol: _Symbol) -> str:
         if isinstance(symbol, _Ref):
             return symbol.rule
-        return _class(symbol) if isinstance(symbol, _Other) else json.dumps(symbol)
+        return _class(symbol) if isinstance(symbol, _Run) else json.dumps(symbol)
 
     def line(name: str, alternatives: list[list[_Symbol]]) -> str:
         said = " | ".join(" ".join(map(printed, each)) or '""' for each in alternatives)
@@ -171,6 +193,19 @@ def _gbnf(rules: _Rules) -> str:
     return "".join(line(*rule) + "\n" for rule in rules.items())
 
 
-def _class(symbol: _Other) -> str:
-    times = "" if symbol.most == 1 else f"{{{symbol.least},{symbol.most}}}"
-    return f"[^{symbol.than}]{times}"
+def _class(run: _Run) -> str:
+    times = "" if run.most == 1 else f"{{{run.least},{run.most}}}"
+    inside = (_escape(low) + (f"-{_escape(high)}" if high > low else "") for low, high in run.of)
+    return f"[{''.join(inside)}]{times}"
+
+
+def _escape(code: int) -> str:
+    """Write a character as all dialects and both kinds of regex read it.
+
+    lark resolves the codes before it reads a regex, so brackets need a backslash in their place.
+    """
+    if chr(code) in "[]":
+        return "\\" + chr(code)
+    if code <= 0xFF:
+        return f"\\x{code:02x}"
+    return f"\\u{code:04x}" if code <= 0xFFFF else f"\\U{code:08x}"

@@ -2,6 +2,16 @@
 
 from .constrain import decoding_grammar
 from .diagnostics import RULES, Diagnostic, PlanError, Rule, visible
+from .diff import (
+    Change,
+    EdgeAdded,
+    EdgeRemoved,
+    StepAdded,
+    StepRemoved,
+    SubtaskEdited,
+    WorkerChanged,
+    diff,
+)
 from .format import format_file
 from .lint import Edit, check, fix, repair
 from .parse import Document, parse, parse_file, parse_revision, read_file
@@ -33,8 +43,11 @@ from .topology import (
 
 __all__ = [
     "RULES",
+    "Change",
     "Diagnostic",
     "Document",
+    "EdgeAdded",
+    "EdgeRemoved",
     "Edit",
     "LayoutMissing",
     "Limits",
@@ -44,7 +57,11 @@ __all__ = [
     "Row",
     "Rule",
     "Step",
+    "StepAdded",
+    "StepRemoved",
+    "SubtaskEdited",
     "Topology",
+    "WorkerChanged",
     "best_of_n",
     "chain",
     "check",
@@ -52,6 +69,7 @@ __all__ = [
     "debate",
     "decoding_grammar",
     "diamond",
+    "diff",
     "fix",
     "format_file",
     "graph",

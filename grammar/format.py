@@ -59,6 +59,19 @@ def format_file(text: str, *, limits: Limits = Limits()) -> str:
     return "\n".join(lines) + "\n"
 
 
+def format_json(plan: Plan, indent: int | None = None) -> str:
+    """Write a plan as a JSON object of its three lists; what would not show is escaped, as above.
+
+    ``parse(format_json(plan)) == plan`` holds for every plan, and for any JSON reader it is JSON.
+    """
+    lists = {"subtasks": plan.subtasks, "workers": plan.workers, "access": plan.access}
+    written = json.dumps(lists, ensure_ascii=False, indent=indent)
+    if written.isprintable():
+        return written
+    # A newline that stands in a string is escaped by now: the others are the indentation.
+    return "".join(f"\\u{ord(c):04x}" if c != "\n" and _hidden(c) else c for c in written)
+
+
 def quote(text: str) -> str:
     """Write a string in double quotes; what would not show (control, bidi) is escaped."""
     written = json.dumps(text, ensure_ascii=False)
@@ -113,7 +126,8 @@ def _list_lines(document: Document, each: PlacedList) -> list[str]:
         following = (0 if last is None else last + 1) if not inside else last
         target = rows[following] if following is not None and following < len(rows) else rest
         first = _comment(beside)
-        if first and last is not None and not inside:
+        ends = each.entries[last].span.end if last is not None else at
+        if first and last is not None and not inside and "\n" not in document.text[ends:at]:
             rows[last].beside += ("  " if rows[last].beside else "") + first
         elif first:
             target.before.append(first)

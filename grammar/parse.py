@@ -13,6 +13,7 @@ evaluated: the grammar in ``plan.lark`` is the only reader of the lists. How it 
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING, get_args
 from .diagnostics import Diagnostic, PlanError, Positions, Span
 from .plan import (
     SURROGATE,
+    UNLIMITED,
     Limits,
     ListName,
     Plan,
@@ -73,6 +75,27 @@ def parse_file(
         PlanError: As :func:`parse`, and also for text outside the lists.
     """
     return _valid(_read(text, workers, limits, whole=True))
+
+
+def parse_json(text: str) -> Plan:
+    """Read a plan that is JSON and nothing else; :meth:`Plan.from_json` for everybody else.
+
+    The standard library only says whether it is JSON: what it means is read as in every plan.
+
+    Raises:
+        PlanError: As :func:`parse_file`, and also for text that is no JSON.
+    """
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError) as error:
+        at = error.pos if isinstance(error, json.JSONDecodeError) else 0
+        why = error.msg if isinstance(error, json.JSONDecodeError) else "a number or nest too long"
+        hint = 'write {"subtasks": [...], "workers": [...], "access": [...]}'
+        problem = Positions(text).diagnostic(
+            "P106", f"not valid JSON: {why[:1].lower()}{why[1:]}", hint, Span(at, at + 1)
+        )
+        raise PlanError([problem], text) from error
+    return parse_file(text, limits=UNLIMITED)
 
 
 def parse_revision(

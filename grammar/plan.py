@@ -163,6 +163,26 @@ class Plan:
             tuple(replace(step, worker=resolved(step.worker, names)) for step in self.steps)
         )
 
+    def to_json(self, *, indent: int | None = None) -> str:
+        """Write the plan as JSON: ``{"subtasks": [...], "workers": [...], "access": [...]}``.
+
+        :meth:`from_json` gives an equal Plan, and so does every reader of plan text.
+        """
+        from .format import format_json
+
+        return format_json(self, indent)
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        """Read the JSON of a plan, of any size.
+
+        Raises:
+            PlanError: If the text is no JSON, or not that of a plan; problems have their place.
+        """
+        from .parse import parse_json
+
+        return parse_json(text)
+
     def __len__(self) -> int:
         return len(self.steps)
 

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version as installed_version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import typer
 from rich.console import Console
@@ -22,6 +22,8 @@ from rich.table import Table
 from rich.text import Text
 
 from grammar import PlanError, visible
+
+from .report import OutputFormat, report
 
 if TYPE_CHECKING:
     from grammar import Mark, Plan
@@ -166,28 +168,88 @@ def plan(
 
 @app.command()
 def check(
-    files: Annotated[
-        list[Path], typer.Argument(metavar="FILE...", help="Plan files; - for stdin.")
-    ],
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="- for standard input.")],
     pool: PoolOption = None,
+    repair: Annotated[bool, typer.Option("--fix", help="Make the safe repairs first.")] = False,
+    form: Annotated[
+        OutputFormat, typer.Option("--output-format", help="How to print the problems.")
+    ] = OutputFormat.TEXT,
 ) -> None:
-    """Check plan files and show every problem with its place and remedy."""
+    """Check plan files and show every problem with its place and remedy.
+
+    Exit code 1 if there is an error; warnings alone leave it 0.
+    """
     from grammar import check as problems_of
+    from grammar import repair as repaired
 
     names = _pool_names(pool)
-    count = bad = 0
+    found = {}
     for file in files:
         text = _read(file)
-        problems = problems_of(text, workers=names)
-        for problem in problems:
-            print(problem.render(text, str(file)), end="\n\n")
-        count += len(problems)
-        bad += bool(problems)
-    plural = "" if count == 1 else "s"
-    if count:
-        print(f"{count} problem{plural} in {_files(bad)}")
+        if repair:
+            text, made = repaired(text, workers=names)
+            if made:
+                _write(file, text)
+                _remark(f"{file}: {made} repaired")
+        found[str(file)] = (text, problems_of(text, workers=names))
+    text = report(found, form)
+    if text:
+        print(text)
+    if any(each.severity == "error" for _, problems in found.values() for each in problems):
         raise typer.Exit(_FAILED)
-    print(f"{_files(len(files))} checked, no problems")
+
+
+@app.command()
+def fmt(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="- for standard input.")],
+    only_check: Annotated[
+        bool, typer.Option("--check", help="Change nothing; exit code 1 if there is something to.")
+    ] = False,
+    diff: Annotated[bool, typer.Option("--diff", help="Change nothing; show what would.")] = False,
+) -> None:
+    """Lay plan files out in the canonical way; comments and the order of the lists stay."""
+    from difflib import unified_diff
+
+    from grammar import format_file
+
+    changed = 0
+    for file in files:
+        text = _read(file)
+        if text.lstrip().startswith("{"):
+            _fail(f"{file}: this is JSON, not a plan file; `conductor convert` makes one of it")
+        with _located(file):
+            laid_out = format_file(text)
+        changed += text != laid_out
+        if diff:
+            lines = unified_diff(
+                text.splitlines(), laid_out.splitlines(), str(file), str(file), lineterm=""
+            )
+            for line in lines:
+                print(visible(line, "\t"))
+        elif str(file) == "-" and not only_check:
+            print(laid_out, end="")
+        elif text != laid_out and not only_check:
+            _write(file, laid_out)
+        if text != laid_out and (only_check or str(file) != "-"):
+            _remark(f"{file}: {'would change' if only_check or diff else 'formatted'}")
+    if changed and (only_check or diff):
+        raise typer.Exit(_FAILED)
+
+
+@app.command()
+def explain(
+    code: Annotated[str, typer.Argument(help="As P204; without one, all codes are listed.")] = "",
+) -> None:
+    """Tell what the code of a problem means, with a bad and a good example."""
+    from grammar import RULES
+
+    from .report import explain as explanation
+
+    if code:
+        print(explanation(code))
+        return
+    for rule in RULES.values():
+        print(f"{rule.code}  {rule.severity:7}  {rule.name:20}  {rule.summary}")
 
 
 @app.command()
@@ -227,6 +289,36 @@ def graph(
     except OSError as error:
         _fail(f"{output}: {error.strerror}")
     _remark(f"{topology(drawn)}, {len(drawn)} steps, drawn to {output}")
+
+
+@app.command(name="grammar")
+def show_grammar(
+    workers: Annotated[
+        int, typer.Option("--workers", metavar="N", help="Size of the pool; numbers go from 0.")
+    ],
+    steps: Annotated[int, typer.Option("--steps", metavar="N", help="Longest plan.")] = 5,
+    least_steps: Annotated[
+        int, typer.Option("--least-steps", metavar="N", help="Shortest plan.")
+    ] = 1,
+    subtask_characters: Annotated[
+        int, typer.Option("--subtask-characters", metavar="N", help="Longest subtask.")
+    ] = 160,
+    form: Annotated[
+        Literal["lark", "llguidance", "gbnf"],
+        typer.Option("--format", help="gbnf is for llama.cpp and for vLLM with xgrammar."),
+    ] = "lark",
+) -> None:
+    """Print the grammar of all valid plans, for an engine that decodes under one."""
+    from grammar import decoding_grammar
+
+    text = decoding_grammar(
+        workers,
+        most_steps=steps,
+        least_steps=least_steps,
+        subtask_characters=subtask_characters,
+        form=form,
+    )
+    print(text, end="")
 
 
 @app.command(name="pool")
@@ -462,6 +554,16 @@ def _read(file: Path) -> str:
         _fail(f"{file}: not a text in UTF-8")
 
 
+def _write(file: Path, text: str) -> None:
+    if str(file) == "-":
+        sys.stdout.write(text)
+        return
+    try:
+        file.write_text(text, encoding="utf-8")
+    except OSError as error:
+        _fail(f"{file}: {error.strerror}")
+
+
 @contextmanager
 def _located(file: Path) -> Iterator[None]:
     """Show the problems of a plan file with the file's name."""
@@ -470,10 +572,6 @@ def _located(file: Path) -> Iterator[None]:
     except PlanError as error:
         _tell(error.render(str(file)))
         raise typer.Exit(_WRONG) from error
-
-
-def _files(count: int) -> str:
-    return "1 file" if count == 1 else f"{count} files"
 
 
 def _remark(text: str) -> None:

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 import conductor
+from conductor.report import explain
+from grammar import RULES
 
 GOOD = 'subtasks = ["Say yes.", "Say no."]\nworkers = ["brief", "steady"]\naccess = [[], [0]]\n'
 FIVE_MISTAKES = """\
@@ -67,7 +69,7 @@ def test_check_of_good_files_says_so(tmp_path: Path) -> None:
 
     done = command("check", "a.plan", "-", cwd=tmp_path, stdin=GOOD)
 
-    assert (done.returncode, done.stdout) == (0, "2 files checked, no problems\n")
+    assert (done.returncode, done.stdout) == (0, "2 files checked: no problems\n")
 
 
 def test_check_against_a_pool_suggests_the_nearest_name(tmp_path: Path) -> None:
@@ -79,6 +81,105 @@ def test_check_against_a_pool_suggests_the_nearest_name(tmp_path: Path) -> None:
 
     assert done.returncode == 1
     assert "did you mean 'steady'?" in done.stdout
+
+
+def test_check_fix_repairs_the_file_in_place(tmp_path: Path) -> None:
+    """What is safe is repaired and told; the rest is shown."""
+    file = tmp_path / "a.plan"
+    file.write_text('note\nsubtasks = ["a" "b"]\nworkers = [0, 1]\naccess = [[], [0]]\n')
+
+    done = command("check", "--fix", "a.plan", cwd=tmp_path)
+
+    assert (done.returncode, done.stdout) == (0, "1 file checked: no problems\n")
+    assert done.stderr == "a.plan: 2 repaired\n"
+    assert file.read_text() == (
+        '# note\nsubtasks = ["a", "b"]\nworkers = [0, 1]\naccess = [[], [0]]\n'
+    )
+
+
+def test_check_speaks_to_machines(tmp_path: Path) -> None:
+    """JSON, SARIF and GitHub annotations name the same problem at the same place."""
+    (tmp_path / "a.plan").write_text(GOOD.replace("[0]]", "[1]]"), encoding="utf-8")
+
+    as_json = command("check", "a.plan", "--output-format", "json", cwd=tmp_path)
+    sarif = command("check", "a.plan", "--output-format", "sarif", cwd=tmp_path)
+    github = command("check", "a.plan", "--output-format", "github", cwd=tmp_path)
+
+    (record,) = json.loads(as_json.stdout)
+    (result,) = json.loads(sarif.stdout)["runs"][0]["results"]
+    region = result["locations"][0]["physicalLocation"]["region"]
+    place = {"startLine": 3, "startColumn": 16, "endLine": 3, "endColumn": 17}
+    assert (as_json.returncode, sarif.returncode, github.returncode) == (1, 1, 1)
+    assert (record["code"], record["line"], record["column"]) == ("P205", 3, 16)
+    assert (result["ruleId"], result["level"], region) == ("P205", "error", place)
+    assert github.stdout.startswith(
+        "::error file=a.plan,line=3,col=16,endLine=3,endColumn=17,title=P205 self-reference::"
+    )
+
+
+def test_warnings_are_shown_and_leave_the_exit_code(tmp_path: Path) -> None:
+    """A wasted step is worth a word, but the plan runs."""
+    (tmp_path / "a.plan").write_text(GOOD.replace("[0]]", "[]]"), encoding="utf-8")
+
+    done = command("check", "a.plan", cwd=tmp_path)
+
+    assert done.returncode == 0
+    assert "warning[P401]" in done.stdout
+    assert done.stdout.endswith("1 file checked: 1 warning\n")
+
+
+def test_fmt_formats_checks_and_shows(tmp_path: Path) -> None:
+    """--check and --diff change nothing and exit with 1; without them the file is laid out."""
+    file = tmp_path / "a.plan"
+    file.write_text(GOOD, encoding="utf-8")
+    tidy = conductor.format_file(GOOD)
+
+    checked = command("fmt", "--check", "a.plan", cwd=tmp_path)
+    shown = command("fmt", "--diff", "a.plan", cwd=tmp_path)
+    before = file.read_text(encoding="utf-8")
+    done = command("fmt", "a.plan", cwd=tmp_path)
+    again = command("fmt", "--check", "a.plan", cwd=tmp_path)
+    piped = command("fmt", "-", cwd=tmp_path, stdin=GOOD)
+
+    assert (checked.returncode, checked.stderr) == (1, "a.plan: would change\n")
+    assert shown.returncode == 1
+    assert '-subtasks = ["Say yes.", "Say no."]\n' in shown.stdout
+    assert '\n+subtasks = [\n+    "Say yes.",\n' in shown.stdout
+    assert before == GOOD
+    assert (done.returncode, file.read_text(encoding="utf-8")) == (0, tidy)
+    assert (again.returncode, again.stderr) == (0, "")
+    assert (piped.returncode, piped.stdout) == (0, tidy)
+
+
+def test_fmt_of_a_broken_file_shows_why_and_leaves_it(tmp_path: Path) -> None:
+    """What can't be read is not written."""
+    file = tmp_path / "a.plan"
+    file.write_text("subtasks = [", encoding="utf-8")
+
+    done = command("fmt", "a.plan", cwd=tmp_path)
+
+    assert done.returncode == 2
+    assert "error[P103]" in done.stderr
+    assert file.read_text(encoding="utf-8") == "subtasks = ["
+
+
+@pytest.mark.parametrize("code", sorted(RULES))
+def test_every_code_is_explained(code: str) -> None:
+    """With what it means, the example that shows it, and the one that is right."""
+    text = explain(code.lower())
+
+    assert text.startswith(f"{code} {RULES[code].name} ({RULES[code].severity})\n")
+    assert f"{RULES[code].severity}[{code}]: " in text
+    assert "Right would be:" in text
+
+
+def test_explain_lists_all_codes_and_refuses_unknown_ones(tmp_path: Path) -> None:
+    """The table of codes is one command away."""
+    listed = command("explain", cwd=tmp_path)
+    refused = command("explain", "P999", cwd=tmp_path)
+
+    assert [line.split()[0] for line in listed.stdout.splitlines()] == list(RULES)
+    assert (refused.returncode, "no code 'P999'" in refused.stderr) == (2, True)
 
 
 @pytest.mark.parametrize("ending", ["svg", "png", "dot", "mmd"])

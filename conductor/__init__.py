@@ -69,13 +69,13 @@ from runtime import (
     Worker,
     WorkerError,
     fold,
+    marks,
     run_plan,
 )
 
 from .config import embedded_pool, load_pool
 from .orchestrator import Conductor
 from .planner import Planner
-from .progress import marks
 from .prompt import plan_messages
 
 __all__ = [

@@ -521,9 +521,7 @@ def _pool_names(pool: Path | None) -> Sequence[str] | None:
 
 def _plan_or_run(file: Path) -> tuple[Plan, dict[int, Mark]]:
     from grammar import parse_file
-    from runtime import Run
-
-    from .progress import marks
+    from runtime import Run, marks
 
     text = _read(file)
     if text.lstrip().startswith("{") and '"planning"' in text:

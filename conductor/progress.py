@@ -1,5 +1,5 @@
 """A run on the terminal while it goes on: the plan as it is written, then the steps with their
-state, time and tokens; and the marks by which pictures show the same."""
+state, time and tokens."""
 
 from __future__ import annotations
 
@@ -22,14 +22,12 @@ from runtime import (
     PlanSource,
     PlanStarted,
     Record,
-    Run,
     RunFinished,
     RunStarted,
     StepDelta,
     StepFinished,
-    StepResult,
     StepStarted,
-    StepState,
+    marks,
 )
 
 _COLOURS = {
@@ -39,24 +37,6 @@ _COLOURS = {
     "failed": "red",
     "skipped": "yellow",
 }
-
-
-def marks(run: Run) -> dict[int, Mark]:
-    """The state of each step, for the renderers: ``to_svg(run.plan, marks=marks(run))``."""
-    return {result.index: _mark(result) for result in run.steps}
-
-
-def _mark(result: StepResult) -> Mark:
-    if result.state is StepState.SKIPPED:
-        if result.because_of is not None:
-            return Mark("skipped", f"step {result.because_of} failed")
-        return Mark("skipped", result.failure.kind if result.failure else "")
-    detail = f"{result.seconds:.1f} s"
-    if result.usage:
-        detail += f" · {result.usage.output_tokens} tokens"
-    if result.failure:
-        return Mark("failed", f"{result.failure.kind} · {detail}")
-    return Mark("done", detail)
 
 
 def shown(failure: Failure | None) -> str:
@@ -134,7 +114,7 @@ class Progress:
                 self._pieces[event.index] = self._pieces.get(event.index, 0) + 1
                 self._tail[event.index] = (self._tail.get(event.index, "") + event.text)[-200:]
             case StepFinished(result=result):
-                mark = _mark(result)
+                mark = marks(self._record.run)[result.index]
                 self._plain(f"step {result.index} {mark.state}: {mark.detail}")
             case RunFinished() | PlanAttempted():
                 pass

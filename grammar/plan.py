@@ -195,6 +195,12 @@ class Plan:
 
         return format_plan(self)
 
+    def _repr_mimebundle_(self, **_: object) -> dict[str, str]:
+        """What a notebook shows."""
+        from .render import mimebundle
+
+        return mimebundle(self, str(self))
+
 
 def granted(index: int, entry: object) -> tuple[int, ...]:
     """Resolve a valid access entry of step ``index`` to ascending earlier steps."""

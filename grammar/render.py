@@ -17,6 +17,7 @@ import sysconfig
 import unicodedata
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count, groupby, islice
 from typing import Literal
@@ -410,7 +411,9 @@ def to_svg(
     dot = to_dot(plan, marks=marks, dark=dark)
     svg = _laid_out(dot, "svg", path).decode()
     # Neither pattern can come from a plan: quotes and angle brackets of its text are escaped.
-    svg = re.sub(f'font-family="{_FONT}[^"]*"', f'font-family="{_FONT_STACK}"', svg)
+    # Each line is set in the direction of its first letter.
+    text = f'font-family="{_FONT_STACK}" unicode-bidi="plaintext"'
+    svg = re.sub(f'font-family="{_FONT}[^"]*"', text, svg)
     return re.sub(r"<title>(\S+)</title>", lambda found: _title(found[1], plan), svg)
 
 
@@ -425,6 +428,22 @@ def _title(name: str, plan: Plan) -> str:
     else:
         said = "1 step" if len(plan) == 1 else f"{len(plan)} steps"
     return f"<title>{html.escape(said)}</title>"
+
+
+def mimebundle(plan: Plan | None, text: str, *, marks: Mapping[int, Mark] = {}) -> dict[str, str]:
+    """Say what a notebook shows, by MIME type: a text, and the picture if it can be drawn.
+
+    Args:
+        plan: The plan to draw; None for no picture.
+        text: Shown where there are no pictures.
+        marks: States of a run by step index.
+    """
+    bundle = {"text/plain": visible(text, keep="\n\t")}
+    if plan is not None:
+        # Without a layout program, or with a broken one, the text is what can be shown.
+        with suppress(RuntimeError, OSError):
+            bundle["image/svg+xml"] = to_svg(plan, marks=marks)
+    return bundle
 
 
 def to_png(

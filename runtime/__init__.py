@@ -36,6 +36,7 @@ from .run import (
     StepResult,
     StepStarted,
     fold,
+    marks,
 )
 from .schedule import Schedule, StepState
 from .worker import (
@@ -107,6 +108,7 @@ __all__ = [
     "discover",
     "fetch",
     "fold",
+    "marks",
     "no_listener",
     "pool_toml",
     "run_plan",

@@ -12,7 +12,7 @@ from enum import StrEnum
 from functools import lru_cache
 from typing import TYPE_CHECKING, Literal
 
-from grammar import Diagnostic, Plan
+from grammar import Diagnostic, Mark, Plan, mimebundle
 
 from .errors import Failure
 from .schedule import StepState
@@ -247,6 +247,31 @@ class Run:
             ValueError: If the text is not the JSON of a run.
         """
         return _adapter().validate_json(text)
+
+    def _repr_mimebundle_(self, **_: object) -> dict[str, str]:
+        """What a notebook shows: the answer, or why there is none, and the plan by its marks."""
+        told = f"{self.state}, {self.seconds:.1f} s"
+        said = self.answer or (self.failure.message if self.failure else "")
+        text = f"{told}\n{said}" if said else told
+        return mimebundle(self.plan, text, marks=marks(self))
+
+
+def marks(run: Run) -> dict[int, Mark]:
+    """The state of each step, for the renderers: ``to_svg(run.plan, marks=marks(run))``."""
+    return {result.index: _mark(result) for result in run.steps}
+
+
+def _mark(result: StepResult) -> Mark:
+    if result.state is StepState.SKIPPED:
+        if result.because_of is not None:
+            return Mark("skipped", f"step {result.because_of} failed")
+        return Mark("skipped", result.failure.kind if result.failure else "")
+    detail = f"{result.seconds:.1f} s"
+    if result.usage:
+        detail += f" · {result.usage.output_tokens} tokens"
+    if result.failure:
+        return Mark("failed", f"{result.failure.kind} · {detail}")
+    return Mark("done", detail)
 
 
 @lru_cache(maxsize=1)

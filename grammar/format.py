@@ -44,9 +44,9 @@ def format_file(text: str, *, limits: Limits = Limits()) -> str:
         PlanError: If it can't be read as three lists.
     """
     document = read_file(text, limits=limits)
-    unreadable = [each for each in document.errors if each.code.startswith("P1")]
-    if unreadable:
-        raise PlanError(unreadable, text)
+    syntax = any(each.code.startswith("P1") for each in document.errors)
+    if syntax or any(each.broken for each in document.lists):  # nothing unread may get lost
+        raise PlanError(document.errors, text)
     lines: list[str] = []
     at = 0
     for each in document.lists:

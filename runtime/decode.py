@@ -19,14 +19,17 @@ if TYPE_CHECKING:
 
 Push = Callable[["Job", int], None]
 
+_WORTH_SHARING = 16
+"""Fewest tokens in common for which prompts share their keys and values."""
+
 
 class TransformersDecoder:
     """Batched decoding with the KV cache in torch: any causal LM, any sampling, any grammar.
 
     ``model.generate`` is not used, for three things it can't do: settings and a seed of its own for
-    each row of a batch; leaving a row behind that is done or cancelled; and pushing the tokens that
-    a grammar leaves no choice about through the model in one pass (about half of the tokens of a
-    plan, which halves the time).
+    each row of a batch; leaving a row behind that is done or cancelled; and, for a job alone,
+    pushing the tokens that a grammar leaves no choice about through the model in one pass (about
+    half of the tokens of a plan, which halves the time).
 
     Args:
         folder: Model in Hugging Face form, or its name on the hub.
@@ -49,8 +52,8 @@ class TransformersDecoder:
         """Tokens and keys/values of the last single job: prompts often share their beginning."""
 
     def alike(self, one: Job, other: Job) -> bool:
-        """Any jobs share a batch, but grammars decode alone: forced tokens differ row by row."""
-        return one.call.grammar is None and other.call.grammar is None
+        """Any jobs share a batch that decode under the same grammar, or under none."""
+        return one.call.grammar == other.call.grammar
 
     @torch.inference_mode()
     def decode(self, jobs: Sequence[Job], push: Push) -> None:
@@ -78,18 +81,24 @@ class TransformersDecoder:
                     break
             logits = self._forward(torch.tensor([fresh]), cache, None, None)[0]
             tokens += fresh
-            if matcher is not None:
-                logits = self._allowed(matcher, logits)
-            token = _choose(logits, job.call.sampling, dice)
-            fresh = [token]
-            push(job, token)
-            if matcher is not None:
-                matcher.consume_token(token)
-                if matcher.is_stopped():
-                    break
-        if job.finish is None and not job.cancelled.is_set():  # the grammar is complete
+            fresh = [self._next(job, logits, matcher, dice, push)]
+        if not job.over:  # the forced tokens completed the grammar
             push(job, self._tokenizer.eos_token_id)
         self._kept = (tokens, cache)
+
+    def _next(
+        self, job: Job, logits: torch.Tensor, matcher: Any, dice: torch.Generator, push: Push
+    ) -> int:
+        """Choose and push the next token of a job; end the job if that completes its grammar."""
+        if matcher is not None:
+            logits = self._allowed(matcher, logits)
+        token = _choose(logits, job.call.sampling, dice)
+        push(job, token)
+        if matcher is not None:
+            matcher.consume_token(token)
+            if matcher.is_stopped() and not job.over:
+                push(job, self._tokenizer.eos_token_id)
+        return token
 
     def _resume(self, prompt: list[int]) -> tuple[list[int], DynamicCache]:
         """Take over what the last job has in common with this prompt, all but its last token."""
@@ -97,43 +106,49 @@ class TransformersDecoder:
             return [], DynamicCache()
         tokens, cache = self._kept
         self._kept = None
-        most = min(len(tokens), len(prompt) - 1)
-        same = next((i for i in range(most) if tokens[i] != prompt[i]), most)
-        if same < 16:
+        same = _shared([[*tokens, -1], prompt])
+        if not same:
             return [], DynamicCache()
         if same < len(tokens):
             cache.crop(same - len(tokens))
         return prompt[:same], cache
 
     def _decode_batch(self, jobs: list[Job], push: Push) -> None:
-        self._kept = None
+        """Decode row by row of a batch; what all prompts begin with is read once, not per row."""
+        first = jobs[0].prompt
+        same = _shared([job.prompt for job in jobs])
+        tokens, cache = self._resume(first[: same + 1])
+        if len(tokens) < same:
+            self._forward(torch.tensor([first[len(tokens) : same]]), cache, None, None)
+        cache.batch_repeat_interleave(len(jobs))
         width = max(len(job.prompt) for job in jobs)
-        ids = torch.zeros((len(jobs), width), dtype=torch.long)
+        ids = torch.zeros((len(jobs), width - same), dtype=torch.long)
         mask = torch.zeros((len(jobs), width), dtype=torch.long)
+        mask[:, :same] = 1
         for row, job in enumerate(jobs):  # padded on the left: the last column is the last token
-            ids[row, width - len(job.prompt) :] = torch.tensor(job.prompt)
-            mask[row, width - len(job.prompt) :] = 1
-        dice = [self._dice(job.call.sampling) for job in jobs]
-        cache = DynamicCache()
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)
-        while jobs:
+            rest = job.prompt[same:]
+            ids[row, -len(rest) :] = torch.tensor(rest)
+            mask[row, -len(rest) :] = 1
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, same:]
+        grammar = self._matcher(jobs[0].call.grammar)
+        rows = [
+            (job, grammar and grammar.deep_copy(), self._dice(job.call.sampling)) for job in jobs
+        ]
+        while True:
             logits = self._forward(ids, cache, mask, positions)
             chosen = [
-                _choose(row, job.call.sampling, die)
-                for row, job, die in zip(logits, jobs, dice, strict=True)
+                self._next(job, row, matcher, dice, push)
+                for row, (job, matcher, dice) in zip(logits, rows, strict=True)
             ]
-            for job, token in zip(jobs, chosen, strict=True):
-                push(job, token)
-            going = [row for row, job in enumerate(jobs) if not job.over]
+            going = [at for at, (job, _, _) in enumerate(rows) if not job.over]
             if not going:
                 return
-            if len(going) < len(jobs):
+            if len(going) < len(rows):
                 cache.batch_select_indices(torch.tensor(going, device=self._device))
-                jobs = [jobs[row] for row in going]
-                dice = [dice[row] for row in going]
+                rows = [rows[at] for at in going]
                 mask, positions = mask[going], positions[going]
-            ids = torch.tensor([chosen[row] for row in going]).unsqueeze(-1)
-            mask = torch.cat([mask, torch.ones((len(jobs), 1), dtype=torch.long)], dim=-1)
+            ids = torch.tensor([chosen[at] for at in going]).unsqueeze(-1)
+            mask = torch.cat([mask, torch.ones((len(rows), 1), dtype=torch.long)], dim=-1)
             positions = positions[:, -1:] + 1
 
     def _forward(
@@ -189,6 +204,13 @@ class TransformersDecoder:
         llguidance.numpy.fill_next_token_bitmask(matcher, bits, 0)
         flags = np.unpackbits(bits.view(np.uint8), bitorder="little")[: logits.shape[-1]]
         return logits.masked_fill(~torch.from_numpy(flags.astype(bool)), float("-inf"))
+
+
+def _shared(prompts: Sequence[Sequence[int]]) -> int:
+    """How many tokens all prompts begin with, each one's last token apart; 0 if hardly any."""
+    most = min(map(len, prompts)) - 1
+    same = next((at for at in range(most) if len({prompt[at] for prompt in prompts}) > 1), most)
+    return same if same >= _WORTH_SHARING else 0
 
 
 def _choose(logits: torch.Tensor, sampling: Sampling, dice: torch.Generator) -> int:

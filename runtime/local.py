@@ -18,14 +18,14 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
 import anyio
-import anyio.from_thread
-import anyio.lowlevel
+import sniffio
 
 from .errors import FailureKind, ModelError, WorkerError
 from .models import INSTALL, PACKAGED, Progress, available, fetch, fetch_fast
@@ -131,15 +131,19 @@ class LocalModel:
         Raises:
             WorkerError: If the model can't be loaded, or the prompt is too long for it.
         """
-        loop = anyio.lowlevel.current_token()
+        post = _poster()
         send, receive = anyio.create_memory_object_stream[str | Completion | WorkerError](
             float("inf")
         )
 
+        def arrive(item: str | Completion | WorkerError) -> None:
+            with suppress(anyio.ClosedResourceError, anyio.BrokenResourceError):
+                send.send_nowait(item)
+
         def deliver(item: str | Completion | WorkerError) -> None:
             try:
-                anyio.from_thread.run_sync(send.send_nowait, item, token=loop)
-            except (anyio.ClosedResourceError, anyio.BrokenResourceError, anyio.RunFinishedError):
+                post(arrive, item)
+            except RuntimeError:  # the event loop has ended, and the call with it
                 job.cancelled.set()
 
         job = Job(call, deliver)
@@ -406,6 +410,21 @@ def with_system(system: str, messages: tuple[Message, ...]) -> tuple[Message, ..
     if messages and messages[0].role == "system":
         return (Message("system", f"{system}\n\n{messages[0].content}"), *messages[1:])
     return (Message("system", system), *messages)
+
+
+def _poster() -> Callable[..., object]:
+    """Return what hands a function and its arguments from any thread to the running event loop.
+
+    anyio's own way, ``from_thread.run_sync``, waits for the result: a loop that is busy, or ends at
+    that moment, would hold up the engine and with it the calls of all other loops.
+    """
+    if sniffio.current_async_library() == "trio":
+        import trio
+
+        return trio.lowlevel.current_trio_token().run_sync_soon
+    import asyncio
+
+    return asyncio.get_running_loop().call_soon_threadsafe
 
 
 def _threads() -> int:

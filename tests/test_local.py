@@ -1,0 +1,418 @@
+"""LocalModel: batching, streaming, sampling, stop strings, grammars and failures.
+
+Most promises hold for any weights, so a random Llama with one token a byte keeps them. What only a
+real model shows is asked of the packaged one.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import anyio
+import lark
+import pytest
+import torch
+
+from grammar import decoding_grammar, parse
+from runtime import (
+    Call,
+    Completion,
+    FailureKind,
+    FinishReason,
+    LocalModel,
+    LocalWorker,
+    Message,
+    Sampling,
+    Usage,
+    Worker,
+    WorkerError,
+)
+from runtime.decode import _choose, _shared
+from runtime.local import _overlap, with_system
+
+pytestmark = pytest.mark.anyio
+
+HELLO = (Message("user", "hello"),)
+FRANCE = (Message("user", "What is the capital of France?"),)
+GREEDY = Sampling(temperature=0.0, max_tokens=24)
+LETTERS = "start: /[a-z]{20}/"
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Llama in Hugging Face form: two layers, a token for each byte, 256 tokens."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    tokens = ["<s>", "</s>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    bytewise = Tokenizer(models.BPE({token: at for at, token in enumerate(tokens)}, merges=[]))
+    bytewise.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bytewise.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]  # it has no types
+        tokenizer_object=bytewise, bos_token="<s>", eos_token="</s>", pad_token="</s>"
+    )
+    tokenizer.chat_template = "{% for message in messages %}{{ message.content }}{% endfor %}"
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokens),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=256,
+        initializer_range=0.3,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_folder: Path) -> LocalModel:
+    return LocalModel(str(tiny_folder))
+
+
+async def answer(model: LocalModel, call: Call) -> tuple[Completion, list[str]]:
+    """A completion and the pieces it came in."""
+    pieces: list[str] = []
+    return await model.complete(call, pieces.append), pieces
+
+
+# -- the packaged model --------------------------------------------------------------------------
+
+
+async def test_the_packaged_model_answers_in_pieces_that_add_up(small_model: LocalModel) -> None:
+    completion, pieces = await answer(small_model, Call(FRANCE, GREEDY))
+
+    assert "Paris" in completion.text
+    assert "".join(pieces) == completion.text
+    assert len(pieces) > 3
+    assert completion.finish_reason is FinishReason.STOP
+    assert completion.model == "smollm2-135m-instruct"
+    assert completion.usage and completion.usage.input_tokens > completion.usage.output_tokens
+
+
+def test_both_engines_give_the_same_greedy_text(small_model: LocalModel) -> None:
+    questions = ["Name three colours.", "What is the opposite of hot?", "Write a line about rain."]
+    other = LocalModel(small_model.name, engine="transformers")
+
+    async def texts(model: LocalModel) -> list[str]:
+        found = dict.fromkeys(questions, "")
+
+        async def ask(question: str) -> None:
+            call = Call((Message("user", question),), GREEDY)
+            found[question] = (await model.complete(call)).text
+
+        async with anyio.create_task_group() as group:
+            for question in questions:
+                group.start_soon(ask, question)
+        return list(found.values())
+
+    fast = anyio.run(texts, small_model)
+
+    assert fast == anyio.run(texts, other)
+    assert all(fast)
+
+
+def test_the_packaged_model_samples(small_model: LocalModel) -> None:
+    """Through the fast engine where no seed is asked for, else through the exact one."""
+    greedy = anyio.run(small_model.complete, Call(FRANCE, GREEDY)).text
+    for seed in (None, 7):
+        narrow = Sampling(temperature=1.0, top_p=1e-6, max_tokens=24, seed=seed)
+        assert anyio.run(small_model.complete, Call(FRANCE, narrow)).text == greedy
+    wide = Sampling(temperature=5.0, top_p=1.0, max_tokens=8)
+    assert not greedy.startswith(anyio.run(small_model.complete, Call(FRANCE, wide)).text)
+
+
+def test_the_packaged_model_writes_plans_under_the_grammar(small_model: LocalModel) -> None:
+    plans = decoding_grammar(2, most_steps=2, least_steps=2, subtask_characters=30)
+    asked = (Message("user", "Plan a picnic."),)
+    text = anyio.run(small_model.complete, Call(asked, replace(GREEDY, max_tokens=120), plans)).text
+
+    assert len(parse(text, workers=["a", "b"])) == 2
+
+
+# -- one call ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("stop", "expected"),
+    [
+        pytest.param((), "one two three", id="none"),
+        pytest.param(("o th",), "one tw", id="across-pieces"),
+        pytest.param(("three", "two"), "one ", id="the-first-of-several"),
+        pytest.param(("one",), "", id="at-the-beginning"),
+        pytest.param(("threes", "e two!"), "one two three", id="begun-but-never-finished"),
+    ],
+)
+async def test_stop_strings_end_the_text(
+    tiny: LocalModel, stop: tuple[str, ...], expected: str
+) -> None:
+    call = Call(HELLO, Sampling(temperature=0.0, stop=stop), 'start: "one two three"')
+
+    completion, pieces = await answer(tiny, call)
+
+    assert (completion.text, "".join(pieces)) == (expected, expected)
+    assert completion.finish_reason is FinishReason.STOP
+
+
+async def test_the_token_limit_ends_the_text(tiny: LocalModel) -> None:
+    call = Call(HELLO, Sampling(temperature=0.0, max_tokens=5), LETTERS)
+
+    completion = await tiny.complete(call)
+
+    assert len(completion.text) == 5
+    assert completion.finish_reason is FinishReason.LENGTH
+    assert completion.usage == Usage(input_tokens=5, output_tokens=5)
+
+
+async def test_the_window_ends_the_text(tiny: LocalModel) -> None:
+    asked = (Message("user", "x" * 250),)
+
+    completion = await tiny.complete(Call(asked, Sampling(temperature=0.0), LETTERS))
+
+    assert len(completion.text) == 6
+    assert completion.finish_reason is FinishReason.LENGTH
+
+
+async def test_what_the_grammar_says_is_written(tiny: LocalModel) -> None:
+    words = 'start: ("ab" | "cd" | "e")~3 "."'
+    for seed in range(4):
+        call = Call(HELLO, Sampling(temperature=2.0, seed=seed), words)
+        text = (await tiny.complete(call)).text
+        assert lark.Lark(words).parse(text), text
+
+
+@pytest.mark.parametrize("model", ["tiny", "small_model"])
+async def test_characters_are_never_split(model: str, request: pytest.FixtureRequest) -> None:
+    """An emoji takes several tokens; no piece ends inside it."""
+    text = "é 漢字 🎉 🧑‍🚀 ok"
+
+    completion, pieces = await answer(
+        request.getfixturevalue(model), Call(HELLO, Sampling(temperature=0.0), f'start: "{text}"')
+    )
+
+    assert completion.text == text == "".join(pieces)
+    assert not any("\ufffd" in piece for piece in pieces)
+
+
+async def test_half_a_character_at_the_limit_is_left_out(tiny: LocalModel) -> None:
+    call = Call(HELLO, Sampling(temperature=0.0, max_tokens=3), 'start: "a🎉"')
+
+    assert (await tiny.complete(call)).text == "a"
+
+
+# -- several calls -------------------------------------------------------------------------------
+
+
+async def test_calls_that_wait_are_decoded_together(tiny: LocalModel) -> None:
+    """Four calls made while the engine is busy: each has begun before any of them ends."""
+    told: list[tuple[str, int]] = []
+
+    async def ask(number: int) -> None:
+        call = Call((Message("user", "?" * number),), Sampling(temperature=1.0), LETTERS)
+        await tiny.complete(call, lambda piece: told.append(("piece", number)))
+        told.append(("end", number))
+
+    async with anyio.create_task_group() as group:
+
+        def ask_four(piece: str) -> None:
+            if not told:
+                told.append(("busy", 0))
+                for number in range(1, 5):
+                    group.start_soon(ask, number)
+
+        await tiny.complete(Call(HELLO, Sampling(max_tokens=200), "start: /[a-z]{200}/"), ask_four)
+
+    first_end = next(at for at, (what, _) in enumerate(told) if what == "end")
+    assert {number for what, number in told[:first_end] if what == "piece"} == {1, 2, 3, 4}
+
+
+@pytest.mark.parametrize("grammar", [None, LETTERS], ids=["free", "grammar"])
+@pytest.mark.parametrize("prefix", ["", "a long beginning that all the prompts have in common"])
+async def test_a_seed_decides_whatever_else_is_decoded(
+    tiny: LocalModel, grammar: str | None, prefix: str
+) -> None:
+    calls = {
+        seed: Call(
+            (Message("user", prefix + "." * seed),),
+            Sampling(temperature=1.0, top_p=0.9, max_tokens=20 + seed, seed=seed),
+            grammar,
+        )
+        for seed in range(1, 6)
+    }
+    alone = {seed: (await tiny.complete(call)).text for seed, call in calls.items()}
+    together: dict[int, str] = {}
+
+    async def ask(seed: int) -> None:
+        together[seed] = (await tiny.complete(calls[seed])).text
+
+    async with anyio.create_task_group() as group:
+        for seed in calls:
+            group.start_soon(ask, seed)
+
+    assert together == alone
+    assert len(set(alone.values())) == len(alone)
+
+
+async def test_a_narrow_nucleus_is_greedy(tiny: LocalModel) -> None:
+    greedy = await tiny.complete(Call(HELLO, Sampling(temperature=0.0, max_tokens=20)))
+    narrow = Sampling(temperature=1.0, top_p=1e-9, max_tokens=20, seed=1)
+
+    assert (await tiny.complete(Call(HELLO, narrow))).text == greedy.text
+
+
+async def test_a_cancelled_call_frees_the_engine(tiny: LocalModel) -> None:
+    pieces: list[str] = []
+    with anyio.CancelScope() as scope:
+
+        def stop(piece: str) -> None:
+            pieces.append(piece)
+            scope.cancel()
+
+        await tiny.complete(Call(HELLO, Sampling(max_tokens=200), "start: /[a-z]{200}/"), stop)
+
+    assert scope.cancelled_caught
+    assert len("".join(pieces)) < 200
+    assert (await tiny.complete(Call(HELLO, GREEDY, 'start: "next"'))).text == "next"
+
+
+def test_a_busy_event_loop_does_not_hold_up_another(tiny: LocalModel) -> None:
+    """One loop stands still in its listener; the engine serves the other all the same."""
+    standing, go_on = threading.Event(), threading.Event()
+    texts: list[str] = []
+
+    def stand(piece: str) -> None:
+        standing.set()
+        assert go_on.wait(60)
+
+    async def ask(letters: int) -> None:
+        call = Call(HELLO, Sampling(max_tokens=200), f"start: /[a-z]{{{letters}}}/")
+        texts.append((await tiny.complete(call, stand)).text)
+
+    thread = threading.Thread(target=anyio.run, args=(ask, 100))
+    thread.start()
+    assert standing.wait(60)
+    other = anyio.run(tiny.complete, Call(HELLO, GREEDY, 'start: "other"'))
+    go_on.set()
+    thread.join()
+
+    assert other.text == "other"
+    assert [len(text) for text in texts] == [100]
+
+
+# -- failures ------------------------------------------------------------------------------------
+
+
+async def failure(model: LocalModel, call: Call) -> tuple[FailureKind, str]:
+    with pytest.raises(WorkerError) as caught:
+        await model.complete(call)
+    return caught.value.failure.kind, caught.value.failure.message
+
+
+async def test_a_prompt_that_is_too_long_is_rejected(tiny: LocalModel) -> None:
+    kind, message = await failure(tiny, Call((Message("user", "x" * 300),), GREEDY))
+
+    assert kind is FailureKind.REJECTED
+    assert "the prompt has 300 tokens" in message
+    assert "reads 256" in message
+
+
+async def test_a_model_that_is_nowhere_is_told_with_a_remedy(tmp_path: Path) -> None:
+    kind, message = await failure(LocalModel(str(tmp_path / "absent")), Call(HELLO))
+
+    assert kind is FailureKind.MODEL
+    assert "packaged (smollm2-135m-instruct)" in message
+
+
+def test_a_model_without_a_chat_template_is_refused(tiny_folder: Path, tmp_path: Path) -> None:
+    for file in tiny_folder.iterdir():
+        if file.name != "chat_template.jinja":
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+
+    kind, message = anyio.run(failure, LocalModel(str(tmp_path)), Call(HELLO))
+
+    assert kind is FailureKind.MODEL
+    assert "no chat template" in message
+
+
+async def test_a_bad_grammar_fails_its_own_call_alone(tiny: LocalModel) -> None:
+    good: list[str] = []
+
+    async def ask() -> None:
+        good.append((await tiny.complete(Call(HELLO, GREEDY, 'start: "good"'))).text)
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(ask)
+        kind, message = await failure(tiny, Call(HELLO, GREEDY, "start: nothing"))
+
+    assert kind is FailureKind.MODEL
+    assert "grammar" in message
+    assert good == ["good"]
+
+
+async def test_check_tells_what_is_there(
+    small_model: LocalModel, tiny: LocalModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert small_model.check().ready
+    assert "Apache-2.0" in small_model.check().detail
+    assert tiny.name in tiny.check().detail
+    monkeypatch.setenv("CONDUCTOR_CACHE", str(tmp_path))
+    assert small_model.check().detail == "93 MB to fetch on first use (conductor models pull)"
+
+
+# -- the worker, and the small parts -------------------------------------------------------------
+
+
+async def test_a_worker_adds_its_system_text_and_settings(tiny: LocalModel) -> None:
+    worker = LocalWorker("brief", tiny, sampling=Sampling(max_tokens=3), system="sys")
+    assert isinstance(worker, Worker)
+
+    own = await worker.complete(Call(HELLO, grammar=LETTERS))
+    asked = await worker.complete(Call(HELLO, Sampling(max_tokens=4), LETTERS))
+
+    assert (own.usage, asked.usage) == (Usage(8, 3), Usage(8, 4))
+
+
+def test_two_system_texts_are_joined() -> None:
+    asked = (Message("system", "theirs"), *HELLO)
+
+    assert with_system("", asked) == asked
+    assert with_system("own", HELLO) == (Message("system", "own"), *HELLO)
+    assert with_system("own", asked) == (Message("system", "own\n\ntheirs"), *HELLO)
+
+
+@pytest.mark.parametrize(
+    ("text", "stop", "expected"),
+    [("", "ab", 0), ("xa", "ab", 1), ("xab", "ab", 0), ("aab", "aabb", 3), ("aaa", "aab", 2)],
+)
+def test_overlap_is_the_longest_end_that_begins_the_stop_string(
+    text: str, stop: str, expected: int
+) -> None:
+    assert _overlap(text, stop) == expected
+
+
+def test_prompts_share_what_they_begin_with_but_never_their_last_token() -> None:
+    common = list(range(20))
+
+    assert _shared([[*common, 1, 2], [*common, 1, 3]]) == 21
+    assert _shared([common, common]) == 19
+    assert _shared([[1, 2, 3], [1, 2, 4]]) == 0  # too few to be worth it
+
+
+def test_the_nucleus_keeps_the_fewest_tokens_that_reach_its_mass() -> None:
+    logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()
+    choose = partial(_choose, logits, dice=torch.Generator().manual_seed(0))
+
+    def drawn(sampling: Sampling) -> set[int]:
+        return {choose(sampling) for _ in range(500)}
+
+    assert drawn(Sampling(temperature=0.0, top_p=1.0)) == {0}
+    assert drawn(Sampling(temperature=1.0, top_p=0.5)) == {0}
+    assert drawn(Sampling(temperature=1.0, top_p=0.79)) == {0, 1}
+    assert drawn(Sampling(temperature=1.0, top_p=1.0)) == {0, 1, 2, 3}

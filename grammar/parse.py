@@ -349,6 +349,13 @@ def _adjoin(text: str, one: PlacedList, other: PlacedList) -> bool:
     return not text[one.end : other.start].strip(" \t\r\n,")
 
 
+_FORMS: dict[ListName, str] = {
+    "subtasks": 'subtasks = ["what to do first", "what to do next"], one text per step',
+    "workers": 'workers = ["name", "name"], one worker per step',
+    "access": "access = [[], [0]], per step the earlier steps it reads, counted from 0",
+}
+
+
 def _note_missing(text: str, found: _Found) -> None:
     end = Span(len(text.rstrip()), len(text.rstrip()) + 1)
     have = {each.name for each in found.lists}
@@ -362,7 +369,7 @@ def _note_missing(text: str, found: _Found) -> None:
         return
     for name in LISTS:
         if name not in have:
-            hint = f"add {name} = [...] with one entry per step"
+            hint = f"add {_FORMS[name]}"
             span = found.labels.get(name, end)
             what = "has no list behind it" if name in found.labels else "is missing"
             found.problem("P102", f"the list `{name}` {what}", hint, span)
@@ -500,7 +507,7 @@ def _parse_list(
     entries = items = 0
     """Values so far: in the list, and in the nested one that is open."""
     broken = False
-    before = bracket
+    before, kind_before = bracket, "OPEN"
     for match in machinery.lexer.finditer(text, bracket):
         kind = match.lastgroup
         if kind == "BLANK":
@@ -519,11 +526,14 @@ def _parse_list(
                 return end, 1
             if "COMMA" not in error.expected or kind not in _VALUES:
                 return _give_up(found, name, (start, bracket), end, _unexpected(name, token))
-            found.problem("P105", "a comma is missing between two entries", *_before(token))
+            if "NAME" not in (kind, kind_before):
+                found.problem("P105", "a comma is missing between two entries", *_before(token))
+            elif kind_before != "NAME" or not broken:
+                found.problem(*_unquoted(name, token))
             broken = True
             feed(Token("COMMA", ","))
             feed(token)
-        before = at
+        before, kind_before = at, kind
         if kind in _VALUES and depth:
             items = items + 1 if depth > 1 else 0
             entries += depth == 1
@@ -591,6 +601,11 @@ def _unexpected(name: ListName, token: Token) -> tuple[str, str, str, Span]:
     return "P105", f"unexpected {shown!r} in the list `{name}`", hint, _place(token)
 
 
+def _unquoted(name: ListName, token: Token) -> tuple[str, str, str, Span]:
+    hint = "put text in quotes, and a backslash before a quote that belongs to the text"
+    return "P105", f"words stand without quotes in the list `{name}`", hint, _place(token)
+
+
 def _too_deep(name: ListName, token: Token) -> tuple[str, str, str, Span]:
     hint = 'an access entry is a list of steps, as [0, 1], or "all"'
     return "P108", f"`{name}` is nested too deep", hint, _place(token)
@@ -602,8 +617,7 @@ def _too_many(name: ListName, token: Token, limits: Limits) -> tuple[str, str, s
 
 
 def _before(token: Token) -> tuple[str, Span]:
-    hint = "put a comma before it, or a backslash before a quote that belongs to the text"
-    return hint, _place(token)
+    return "put a comma before it", _place(token)
 
 
 def _place(token: Token) -> Span:

@@ -323,7 +323,8 @@ def _access_violations(index: int, entry: object, count: int) -> Iterator[Violat
             message = f"step {index} reads step {read}, but the plan has {_steps(count)}"
             yield Violation("P206", message, earlier, "access", index, at)
         elif read == index:
-            yield Violation("P205", f"step {index} reads itself", earlier, "access", index, at)
+            hint_itself = f"{earlier}; steps count from 0"
+            yield Violation("P205", f"step {index} reads itself", hint_itself, "access", index, at)
         elif read > index:
             message = f"step {index} reads step {read}, which comes later"
             yield Violation("P204", message, earlier, "access", index, at)

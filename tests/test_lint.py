@@ -119,3 +119,41 @@ def test_repaired_plans_mean_the_same(access: list[str]) -> None:
 
     assert parse_file(repaired) == plan == parse_file(format_file(repaired))
     assert "P403" not in codes(repaired)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        pytest.param("Let gemini draft it, then let gpt check.", "write three lists", id="prose"),
+        pytest.param(TWO.split("access")[0], "add access = [[], [0]]", id="two lists"),
+        pytest.param(
+            "subtasks:\n  - Draft.\nworkers:\n  - gpt\naccess:\n  - []\n",
+            'add subtasks = ["what to do first"',
+            id="YAML",
+        ),
+        pytest.param(
+            "subtasks = [Draft it., Check it.]\nworkers = [0, 1]\naccess = [[], [0]]",
+            "put text in quotes",
+            id="no quotes",
+        ),
+        pytest.param(TWO + "[[], [1]]", "step 1 may read step 0; steps count from 0", id="from 1"),
+        pytest.param(TWO + "[0, 1]", "write a list of earlier steps, as [0, 1]", id="flat access"),
+        pytest.param(
+            'subtasks = ["Say "done"."]\nworkers = [0]\naccess = [[]]',
+            "a backslash before a quote that belongs to the text",
+            id="quotes in quotes",
+        ),
+        pytest.param(
+            TWO.replace('"Check."', '"Check.", "Polish."') + "[[], [0], [1]]",
+            "workers has 2",
+            id="one worker short",
+        ),
+        pytest.param(TWO.replace("]\nw", "\nw") + "[[], [0]]", "close it with ]", id="bracket"),
+        pytest.param('steps = [{"do": "Draft."}]', "write three lists", id="another format"),
+    ],
+)
+def test_the_first_line_of_advice_leads_to_the_repair(text: str, told: str) -> None:
+    """Ten files as a newcomer breaks them: message or hint says what would be right."""
+    first = check(text)[0]
+
+    assert told in f"{first.message}; {first.hint}"

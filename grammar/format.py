@@ -23,9 +23,7 @@ def format_plan(plan: Plan) -> str:
     ``parse(format_plan(plan)) == plan`` holds for every plan.
     """
     subtasks = "".join(f"    {quote(step.subtask)},\n" for step in plan)
-    workers = ", ".join(
-        quote(step.worker) if isinstance(step.worker, str) else str(step.worker) for step in plan
-    )
+    workers = ", ".join(_written(step.worker) for step in plan)
     access = ", ".join(f"[{', '.join(map(str, step.access))}]" for step in plan)
     return (
         f"{_LABELS['subtasks']}[\n{subtasks}]\n"
@@ -64,12 +62,20 @@ def format_json(plan: Plan, indent: int | None = None) -> str:
 
     ``parse(format_json(plan)) == plan`` holds for every plan, and for any JSON reader it is JSON.
     """
-    lists = {"subtasks": plan.subtasks, "workers": plan.workers, "access": plan.access}
-    written = json.dumps(lists, ensure_ascii=False, indent=indent)
-    if written.isprintable():
-        return written
-    # A newline that stands in a string is escaped by now: the others are the indentation.
-    return "".join(f"\\u{ord(c):04x}" if c != "\n" and _hidden(c) else c for c in written)
+    subtasks = [quote(step.subtask) for step in plan]
+    workers = ", ".join(_written(step.worker) for step in plan)
+    access = json.dumps(plan.access)
+    if indent is None:
+        listed = ", ".join(subtasks)
+        return f'{{"subtasks": [{listed}], "workers": [{workers}], "access": {access}}}'
+    pad = " " * indent
+    listed = ",\n".join(pad + pad + subtask for subtask in subtasks)
+    lists = (f'"subtasks": [\n{listed}\n{pad}]', f'"workers": [{workers}]', f'"access": {access}')
+    return "{\n" + ",\n".join(pad + each for each in lists) + "\n}"
+
+
+def _written(worker: str | int) -> str:
+    return quote(worker) if isinstance(worker, str) else str(worker)
 
 
 def quote(text: str) -> str:

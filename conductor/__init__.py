@@ -8,6 +8,7 @@ Every public name is here; ``grammar``, ``runtime`` and ``training`` are the par
 """
 
 from grammar import (
+    Change,
     Diagnostic,
     Document,
     Edit,
@@ -25,6 +26,7 @@ from grammar import (
     debate,
     decoding_grammar,
     diamond,
+    diff,
     fix,
     format_file,
     graph,
@@ -74,18 +76,22 @@ from runtime import (
 )
 
 from .config import embedded_pool, load_pool
+from .estimate import Estimate, estimate
 from .orchestrator import Conductor
 from .planner import Planner
 from .prompt import plan_messages
+from .schema import json_schema
 
 __all__ = [
     "Call",
+    "Change",
     "Completion",
     "Conductor",
     "Diagnostic",
     "Document",
     "Edit",
     "Endpoint",
+    "Estimate",
     "Event",
     "Failure",
     "FailureKind",
@@ -122,11 +128,14 @@ __all__ = [
     "debate",
     "decoding_grammar",
     "diamond",
+    "diff",
     "embedded_pool",
+    "estimate",
     "fix",
     "fold",
     "format_file",
     "graph",
+    "json_schema",
     "levels",
     "load_pool",
     "marks",

@@ -7,9 +7,12 @@ one of its files is wrong, 130 interrupted.
 
 from __future__ import annotations
 
+import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from functools import partial
 from importlib.metadata import version as installed_version
 from pathlib import Path
@@ -24,10 +27,15 @@ from rich.text import Text
 from grammar import PlanError, visible
 
 from .report import OutputFormat, report
+from .schema import SchemaOf, json_schema
 
 if TYPE_CHECKING:
+    from decimal import Decimal
+
     from grammar import Mark, Plan
     from runtime import Health, Run
+
+    from .estimate import Estimate, Range
 
 app = typer.Typer(
     help="A team of language models that answers as one, and tells who did what.",
@@ -40,6 +48,7 @@ models = typer.Typer(help="The small models that need no server.", no_args_is_he
 app.add_typer(models, name="models")
 
 _FAILED, _WRONG, _INTERRUPTED = 1, 2, 130
+_SIGNS = {"+": "green", "-": "red", "~": "yellow"}
 
 Query = Annotated[str, typer.Argument(help="What you ask; - reads it from standard input.")]
 PoolOption = Annotated[
@@ -291,6 +300,103 @@ def graph(
     _remark(f"{topology(drawn)}, {len(drawn)} steps, drawn to {output}")
 
 
+@app.command()
+def diff(
+    old: Annotated[Path, typer.Argument(metavar="OLD", help="A plan file, or the JSON of a run.")],
+    new: Annotated[Path, typer.Argument(metavar="NEW", help="What it is compared with.")],
+    json: Annotated[bool, typer.Option("--json", help="Print the changes as JSON.")] = False,
+) -> None:
+    """Show what changed from one plan to another: steps, workers, subtasks, edges.
+
+    Exit code 0 if they are the same plan, 1 if they differ, 2 if one can't be read.
+    """
+    from grammar import diff as changes_of
+
+    changes = changes_of(_plan_or_run(old)[0], _plan_or_run(new)[0])
+    if json:
+        _print_json({"same": not changes, "changes": [asdict(change) for change in changes]})
+    else:
+        console = Console(highlight=False, soft_wrap=True)
+        for change in changes:
+            console.print(Text(str(change), _SIGNS[change.sign]))
+        count = Counter(change.sign for change in changes)
+        told = f"{count['+']} added, {count['-']} removed, {count['~']} changed"
+        print(told if changes else "no changes")
+    if changes:
+        raise typer.Exit(_FAILED)
+
+
+@app.command()
+def estimate(
+    asked: Annotated[str, typer.Argument(metavar="FILE|QUERY", help="A plan file, or a query.")],
+    pool: PoolOption = None,
+    query: Annotated[
+        str, typer.Option("--query", metavar="QUERY", help="What the plan file is for.")
+    ] = "",
+    json: Annotated[bool, typer.Option("--json", help="Print the estimate as JSON.")] = False,
+) -> None:
+    """Estimate steps, tokens and dollars of a plan or a query; nothing is called."""
+    from runtime import PoolFile
+
+    from .config import embedded_pool, pool_file
+    from .estimate import estimate as estimated
+
+    file = pool or pool_file()
+    team = PoolFile.read(file) if file else embedded_pool()
+    names = tuple(team.workers) if isinstance(team, PoolFile) else team.names
+    given: Plan | str = asked
+    if _is_file(asked):
+        given = _plan_or_run_of(Path(asked), _read(Path(asked)), names)[0]
+    elif query:
+        _fail(f"{asked}: there is no such plan file; --query belongs to one")
+    else:
+        given = _query(asked)
+    found = estimated(given, team, query=query)
+    if file is None:
+        _remark("embedded pool (no conductor.toml found)")
+    if json:
+        print(found.to_json(indent=2))
+    else:
+        _print_estimate(found)
+
+
+@app.command()
+def convert(
+    file: Annotated[Path, typer.Argument(help="A plan file, or the JSON of a plan or run.")],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="x.json or x.plan. [dim]Else it is "
+            "printed: JSON for a plan file, a plan file for JSON.[/dim]",
+        ),
+    ] = None,
+) -> None:
+    """Turn a plan file into JSON, or JSON into a plan file; nothing but comments is lost."""
+    text = _read(file)
+    converted = _plan_or_run_of(file, text)[0]
+    ending = output.suffix.lower() if output else ""
+    if output and ending not in (".json", ".plan"):
+        _fail(f"{output}: can't write {ending or 'a file without ending'}; use .json or .plan")
+    to_json = ending == ".json" if output else not text.lstrip().startswith("{")
+    written = converted.to_json(indent=2) + "\n" if to_json else str(converted)
+    if output is None:
+        print(written, end="")
+        return
+    _write(output, written)
+    _remark(f"{len(converted)} steps written to {output}")
+
+
+@app.command()
+def schema(
+    of: Annotated[SchemaOf, typer.Argument(metavar="plan|pool|run", help="Of what.")],
+) -> None:
+    """Print the JSON Schema of plans, pool files or records of runs, for editors and checkers."""
+    _print_json(json_schema(of))
+
+
 @app.command(name="grammar")
 def show_grammar(
     workers: Annotated[
@@ -370,6 +476,28 @@ def init(
     if not found:
         print("found no keys and no local servers; the file describes the embedded model")
     print(f"wrote {output}; `conductor pool` shows which workers answer")
+
+
+@app.command()
+def lsp(
+    pool: Annotated[
+        Path | None,
+        typer.Option(
+            "--pool", metavar="FILE", help="Pool file. [dim]Else the conductor.toml nearest.[/dim]"
+        ),
+    ] = None,
+    stdio: Annotated[bool, typer.Option("--stdio", hidden=True)] = True,
+) -> None:
+    """Start the language server for plan files; editors talk to it."""
+    try:
+        from .lsp import serve
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] not in ("pygls", "lsprotocol"):
+            raise
+        _fail("`conductor lsp` needs what is not installed; pip install 'conductor-lm[lsp]'")
+    if sys.stdin.isatty():
+        _remark("waiting for an editor on standard input; docs/editors.md shows how to set one up")
+    serve(pool)
 
 
 @models.command("list")
@@ -520,11 +648,16 @@ def _pool_names(pool: Path | None) -> Sequence[str] | None:
 
 
 def _plan_or_run(file: Path) -> tuple[Plan, dict[int, Mark]]:
+    return _plan_or_run_of(file, _read(file))
+
+
+def _plan_or_run_of(
+    file: Path, text: str, workers: Sequence[str] | None = None
+) -> tuple[Plan, dict[int, Mark]]:
     from grammar import parse_file
     from runtime import Run, marks
 
-    text = _read(file)
-    if text.lstrip().startswith("{") and '"planning"' in text:
+    if text.lstrip().startswith("{") and '"planning":' in text:
         try:
             record = Run.from_json(text)
         except ValueError as error:
@@ -533,7 +666,69 @@ def _plan_or_run(file: Path) -> tuple[Plan, dict[int, Mark]]:
             _fail(f"{file}: the run came to no plan, so there is nothing to draw")
         return record.plan, marks(record)
     with _located(file):
-        return parse_file(text), {}
+        return parse_file(text, workers=workers), {}
+
+
+def _is_file(asked: str) -> bool:
+    """Whether what may be a file or a query is meant as a file."""
+    named = asked.endswith((".plan", ".json")) and not any(map(str.isspace, asked))
+    return asked == "-" or named or os.path.isfile(asked)
+
+
+def _print_estimate(found: Estimate) -> None:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("worker", overflow="fold")
+    for title in ("calls", "tokens in", "tokens out", "dollars"):
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("price from", overflow="fold")
+    planning = [found.planning] if found.planning else []
+    for each in (*planning, *found.workers):
+        role = " (planning)" if each is found.planning else ""
+        table.add_row(
+            Text(each.worker + role, "bold"),
+            _span(each.calls),
+            _span(each.input_tokens),
+            _span(each.output_tokens),
+            "?" if each.dollars is None else _dollars(each.dollars),
+            visible(each.price),
+        )
+    table.add_row(
+        Text("total", "bold"),
+        "",
+        _span(found.input_tokens),
+        _span(found.output_tokens),
+        Text(_dollars(found.dollars), "bold"),
+        "",
+    )
+    path = f", longest chain: {' → '.join(found.critical_path)}" if found.critical_path else ""
+    console = Console(highlight=False, soft_wrap=True)
+    steps = found.steps.most
+    console.print(Text(f"{_span(found.steps)} step{'s' * (steps != 1)}{visible(path)}\n"))
+    Console(highlight=False).print(table)
+    console.print()
+    if found.unpriced:
+        remedy = "write price = { input = ..., output = ... } in the pool file"
+        names = ", ".join(found.unpriced)
+        console.print(Text(f"price unknown, not in the total: {names}; {remedy}", "yellow"))
+    if found.missing:
+        console.print(Text(f"not set in the environment: {', '.join(found.missing)}", "yellow"))
+    console.print(Text(found.assumptions, "dim"))
+
+
+def _span(given: Range[int]) -> str:
+    same = given.least == given.most
+    return f"{given.least:,}" if same else f"{given.least:,} - {given.most:,}"
+
+
+def _dollars(given: Range[Decimal]) -> str:
+    least, most = (f"{each:,.4f}" for each in (given.least, given.most))
+    return least if least == most else f"{least} - {most}"
+
+
+def _print_json(value: object) -> None:
+    import json
+
+    print(json.dumps(value, indent=2, ensure_ascii=False))
 
 
 def _query(query: str) -> str:

@@ -23,7 +23,7 @@ import os
 import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -31,6 +31,7 @@ from typing import Annotated, Any, Literal, Self
 
 import anyio.lowlevel
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic.json_schema import SkipJsonSchema
 
 from .endpoint import Endpoint, HttpClient
 from .errors import PoolError
@@ -194,6 +195,15 @@ class SamplingTable(_Table):
         return Sampling(self.temperature, self.top_p, self.max_tokens, self.seed, self.stop)
 
 
+class PriceTable(_Table):
+    """What a worker costs, in dollars per million tokens."""
+
+    input: float = Field(ge=0, strict=True, allow_inf_nan=False)
+    output: float = Field(ge=0, strict=True, allow_inf_nan=False)
+    cached: float | None = Field(default=None, ge=0, strict=True, allow_inf_nan=False)
+    """Of input that the server had cached; as other input if left out."""
+
+
 class WorkerTable(SamplingTable):
     """What every kind of worker may say of itself."""
 
@@ -202,6 +212,8 @@ class WorkerTable(SamplingTable):
     tags: tuple[str, ...] = ()
     system: str = ""
     """A system message put before every call."""
+    price: PriceTable | None = None
+    """What it costs; what is published of the model is used if left out."""
 
 
 class EndpointTable(WorkerTable):
@@ -266,7 +278,7 @@ class PoolFile(_Table):
 
     workers: dict[str, Table] = Field(min_length=1)
     planner: PlannerTable | None = None
-    path: str = Field(default="pool.toml", exclude=True)
+    path: SkipJsonSchema[str] = Field(default="pool.toml", exclude=True)
 
     @classmethod
     def read(cls, path: str | Path) -> PoolFile:
@@ -319,12 +331,46 @@ class PoolFile(_Table):
         workers = [self.worker(name, env, client, models) for name in self.workers]
         if self.planner is None:
             return Pool(workers)
-        planner = next((w for w in workers if w.name == self.planner.worker), None)
-        if planner is None:
+        name = self.planning_worker
+        planner = next(worker for worker in workers if worker.name == name)
+        return Pool(workers, planner=planner, planning=self.planner.settings)
+
+    @property
+    def planning_worker(self) -> str:
+        """Name of the worker that plans: the first one if the file does not choose.
+
+        Raises:
+            PoolError: If the file chooses one that it does not have.
+        """
+        if self.planner is None:
+            return next(iter(self.workers))
+        if self.planner.worker not in self.workers:
             known = ", ".join(self.workers)
             message = f"no worker is called {self.planner.worker!r}; the file has: {known}"
             raise PoolError(f"planner.worker: {message}")
-        return Pool(workers, planner=planner, planning=self.planner.settings)
+        return self.planner.worker
+
+    def looked_up(
+        self, name: str, env: Mapping[str, str] | None = None
+    ) -> tuple[EndpointTable | LocalTable, tuple[str, ...]]:
+        """Look up the variables of a worker without minding those that are not set.
+
+        Returns:
+            Its table, with url and model expanded unless a variable of theirs is missing, and the
+            names of all variables that are missing, its key's among them.
+        """
+        table = self.workers[name]
+        if isinstance(table, LocalTable):
+            return table, ()
+        known = os.environ if env is None else env
+        texts = (table.url, table.model, table.key, *table.headers.values())
+        named = [match[1] for text in texts for match in _VARIABLE.finditer(text) if match[1]]
+        missing = tuple(dict.fromkeys(each for each in named if not known.get(each)))
+        filled = {}
+        for field in ("url", "model"):
+            with suppress(PoolError):
+                filled[field] = _expand(getattr(table, field), known, f"workers.{name}.{field}")
+        return table.model_copy(update=filled), missing
 
     def worker(
         self,
@@ -399,8 +445,10 @@ def _told(path: str, error: Any) -> str:
     location = [str(part) for part in error["loc"]]
     table: type[_Table] = PoolFile
     match location:
-        case ["workers", _, kind, *_]:  # pydantic tells the kind, which is no setting
+        case ["workers", _, kind, *rest]:  # pydantic tells the kind, which is no setting
             table = LocalTable if kind == "local" else EndpointTable
+            if rest[:1] == ["price"] and len(rest) > 1:
+                table = PriceTable
             del location[2]
         case ["planner", _, *_]:
             table = PlannerTable

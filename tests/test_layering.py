@@ -16,6 +16,7 @@ HEAVY = (
     "aiohttp",
     "ctranslate2",
     "datasets",
+    "genai_prices",
     "graphviz",
     "httpx",
     "lark",

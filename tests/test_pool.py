@@ -219,7 +219,7 @@ def test_local_workers_of_one_model_share_it() -> None:
         pytest.param(
             '[workers.a]\nkind = "local"\nurl = "x"',
             "workers.a.url: there is no such setting; possible: card, engine, kind, max_tokens, "
-            "model, seed, stop, system, tags, temperature, top_p",
+            "model, price, seed, stop, system, tags, temperature, top_p",
             id="setting-of-the-other-kind",
         ),
         pytest.param(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import sys
+from copy import deepcopy
 from enum import StrEnum
 from typing import Any
 
@@ -97,21 +98,23 @@ def json_schema(of: SchemaOf | str) -> dict[str, Any]:
     """
     from pydantic import TypeAdapter
 
-    match SchemaOf(of):
+    try:
+        kind = SchemaOf(of)
+    except ValueError:
+        known = ", ".join(SchemaOf)
+        raise ValueError(f"there is no schema of {str(of)!r}; there are: {known}") from None
+    named = {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "$id": f"urn:conductor-lm:schema:{kind}",
+    }
+    match kind:
         case SchemaOf.PLAN:
-            schema = _PLAN
+            return deepcopy({**named, **_PLAN})
         case SchemaOf.POOL:
             schema = PoolFile.model_json_schema()
         case SchemaOf.RUN:
             schema = TypeAdapter(Run).json_schema()
-    described = {"description": _DESCRIBED[kind]} if (kind := SchemaOf(of)) in _DESCRIBED else {}
-    named = {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "$id": f"urn:conductor-lm:schema:{kind}",
-        **schema,
-        **described,
-    }
-    return named if kind is SchemaOf.PLAN else _with_docstrings(named)
+    return _with_docstrings({**named, **schema, "description": _DESCRIBED[kind]})
 
 
 def _with_docstrings(schema: dict[str, Any]) -> dict[str, Any]:

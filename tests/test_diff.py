@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 from time import process_time
 
 import pytest
@@ -229,3 +233,89 @@ def test_two_large_plans_with_nothing_in_common_are_compared_soon() -> None:
 
     assert len(changes) >= size
     assert process_time() - before < 20
+
+
+# -- the command ----------------------------------------------------------------------------------
+
+
+def command(
+    *arguments: str, cwd: Path, stdin: str = "", colour: bool = False
+) -> subprocess.CompletedProcess[str]:
+    """Run `conductor diff ...` in a process of its own."""
+    env = {"PATH": "/usr/bin:/bin", "HOME": str(cwd), "COLUMNS": "80"}
+    return subprocess.run(
+        [sys.executable, "-m", "conductor", "diff", *arguments],
+        cwd=cwd,
+        input=stdin,
+        capture_output=True,
+        text=True,
+        env={**env, "FORCE_COLOR": "1", "TERM": "xterm-256color"} if colour else env,
+        timeout=120,
+    )
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two plans and what can't be read."""
+    new = Plan.of(["First.", *OLD.subtasks[:2]], ["mini", "gpt", "opus"], [[], [0], []])
+    (tmp_path / "old.plan").write_text(str(OLD), encoding="utf-8")
+    (tmp_path / "new.json").write_text(new.to_json(), encoding="utf-8")
+    (tmp_path / "bad.plan").write_text('subtasks = ["a"', encoding="utf-8")
+    return tmp_path
+
+
+def test_the_command_tells_a_change_a_line_and_counts_them(folder: Path) -> None:
+    """Exit code 1, as of other diffs; JSON will do for a plan."""
+    done = command("old.plan", "new.json", cwd=folder)
+
+    assert (done.returncode, done.stderr) == (1, "")
+    assert done.stdout.splitlines() == [
+        '+ step 0: mini "First."',
+        "~ step 1 (was 0): worker gemini -> gpt",
+        "~ step 1 (was 0): now reads 0",
+        '- step 2: gpt "Give the final answer.", reads 0, 1',
+        "1 added, 1 removed, 2 changed",
+    ]
+
+
+def test_the_command_colours_by_sign(folder: Path) -> None:
+    """Green, yellow and red."""
+    lines = command("old.plan", "new.json", cwd=folder, colour=True).stdout.splitlines()
+
+    assert [line[:5] for line in lines[:4]] == ["\x1b[32m", "\x1b[33m", "\x1b[33m", "\x1b[31m"]
+
+
+def test_the_command_gives_the_changes_as_json(folder: Path) -> None:
+    """The fields of the changes, with their kind."""
+    done = command("old.plan", "new.json", "--json", cwd=folder)
+
+    told = json.loads(done.stdout)
+    assert (done.returncode, told["same"]) == (1, False)
+    assert told["changes"][1] == {
+        "index": 1,
+        "was": 0,
+        "old": "gemini",
+        "new": "gpt",
+        "kind": "worker_changed",
+        "sign": "~",
+    }
+
+
+def test_the_same_plan_in_two_forms_does_not_differ(folder: Path) -> None:
+    """Exit code 0; - is standard input."""
+    done = command("old.plan", "-", cwd=folder, stdin=OLD.to_json(indent=2))
+
+    assert (done.returncode, done.stdout, done.stderr) == (0, "no changes\n", "")
+
+
+@pytest.mark.parametrize(
+    ("other", "told"), [("no.plan", "no.plan: No such file"), ("bad.plan", "bad.plan:1:12")]
+)
+def test_a_plan_that_cannot_be_read_is_trouble_and_no_difference(
+    other: str, told: str, folder: Path
+) -> None:
+    """Exit code 2."""
+    done = command("old.plan", other, cwd=folder)
+
+    assert (done.returncode, done.stdout) == (2, "")
+    assert told in done.stderr

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -220,3 +222,92 @@ async def test_the_schema_of_runs_takes_real_runs() -> None:
 def test_an_error_of_a_worker_is_no_part_of_a_document() -> None:
     """Only what a run keeps is described."""
     assert WorkerError.__name__ not in json_schema("run")["$defs"]
+
+
+# -- the commands ---------------------------------------------------------------------------------
+
+
+def command(*arguments: str, cwd: Path, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    """Run `conductor ...` in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "conductor", *arguments],
+        cwd=cwd,
+        input=stdin,
+        capture_output=True,
+        text=True,
+        env={"PATH": "/usr/bin:/bin", "HOME": str(cwd), "COLUMNS": "100"},
+        timeout=120,
+    )
+
+
+def test_convert_writes_the_form_of_the_ending(tmp_path: Path) -> None:
+    """There and back; what was a plan file is the same but for its comments."""
+    (tmp_path / "a.plan").write_text(f"# why\n{PLAN}", encoding="utf-8")
+
+    there = command("convert", "a.plan", "-o", "a.json", cwd=tmp_path)
+    back = command("convert", "a.json", "-o", "b.plan", cwd=tmp_path)
+
+    assert (there.returncode, there.stdout, there.stderr) == (0, "", "2 steps written to a.json\n")
+    assert back.returncode == 0, back.stderr
+    written = (tmp_path / "a.json").read_text(encoding="utf-8")
+    assert written == PLAN.to_json(indent=2) + "\n"
+    assert (tmp_path / "b.plan").read_text(encoding="utf-8") == str(PLAN)
+
+
+def test_convert_prints_the_other_form(tmp_path: Path) -> None:
+    """JSON of a plan file, a plan file of JSON; - is standard input."""
+    to_json = command("convert", "-", cwd=tmp_path, stdin=str(PLAN))
+    to_plan = command("convert", "-", cwd=tmp_path, stdin=PLAN.to_json())
+
+    assert (to_json.returncode, to_json.stdout) == (0, PLAN.to_json(indent=2) + "\n")
+    assert (to_plan.returncode, to_plan.stdout) == (0, str(PLAN))
+
+
+@pytest.mark.anyio
+async def test_convert_takes_the_plan_out_of_a_run(tmp_path: Path) -> None:
+    """A run knows its plan; a plan with a worker called planning is no run."""
+
+    async def say(messages: object) -> str:
+        return "yes"
+
+    plan = Plan.of(["a"], ["planning"], [[]])
+    run = await run_plan(plan, "q?", Pool([FunctionWorker("planning", say)]))
+
+    for text in (run.to_json(), plan.to_json()):
+        assert command("convert", "-", cwd=tmp_path, stdin=text).stdout == str(plan)
+
+
+@pytest.mark.parametrize("kind", ["plan", "pool", "run"])
+def test_schema_prints_what_python_gives(kind: str, tmp_path: Path) -> None:
+    """The same document."""
+    done = command("schema", kind, cwd=tmp_path)
+
+    assert (done.returncode, json.loads(done.stdout)) == (0, json_schema(kind))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        pytest.param(["convert", "no.plan"], "no.plan: No such file", id="no file"),
+        pytest.param(["convert", "a.plan", "-o", "x.yaml"], "use .json or .plan", id="ending"),
+        pytest.param(["convert", "a.plan", "-o", "no/x.json"], "No such file", id="no folder"),
+        pytest.param(["convert", "bad.json"], "bad.json:1:", id="not a plan"),
+        pytest.param(["schema", "router"], "'plan', 'pool', 'run'", id="unknown schema"),
+    ],
+)
+def test_mistakes_are_told_in_a_line(arguments: list[str], told: str, tmp_path: Path) -> None:
+    """What, where, and the remedy; exit code 2."""
+    (tmp_path / "a.plan").write_text(str(PLAN), encoding="utf-8")
+    (tmp_path / "bad.json").write_text('{"subtasks": ["a"], "workers": [0]}', encoding="utf-8")
+
+    done = command(*arguments, cwd=tmp_path)
+
+    assert (done.returncode, done.stdout) == (2, "")
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_there_are_three_schemas() -> None:
+    """Another name is an error."""
+    with pytest.raises(ValueError, match="no schema of 'router'; there are: plan, pool, run"):
+        json_schema("router")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from pathlib import Path
 
 from runtime import LocalModel, LocalWorker, PlannerSettings, Pool, Sampling
@@ -25,6 +26,12 @@ def pool_file(env: Mapping[str, str] = os.environ) -> Path | None:
     return None
 
 
+@lru_cache(maxsize=1)
+def _embedded_model() -> LocalModel:
+    """One copy of the weights, however many embedded pools there are."""
+    return LocalModel(EMBEDDED_MODEL)
+
+
 def embedded_pool(progress: Callable[[str], None] = lambda stage: None) -> Pool:
     """The pool that needs no keys: one packaged small model, three ways of decoding it.
 
@@ -35,7 +42,8 @@ def embedded_pool(progress: Callable[[str], None] = lambda stage: None) -> Pool:
     Args:
         progress: Is told about the download and conversion, the first time.
     """
-    model = LocalModel(EMBEDDED_MODEL, progress=progress)
+    model = _embedded_model()
+    model.progress = progress
     workers = [
         LocalWorker(
             "brief",

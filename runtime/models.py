@@ -158,7 +158,8 @@ def _run(command: list[str], failed: str) -> None:
         remedy = f"; install what it needs with: {INSTALL}" if missing else ""
         if missing and any("named pip" in line for line in said):
             remedy = "; install pip into this environment with: python -m ensurepip"
-        raise ModelError(f"{failed}: {said[-1] if said else 'no reason given'}{remedy}")
+        reasons = [line for line in said if line.startswith("ERROR:")] or said[-1:]
+        raise ModelError(f"{failed}: {reasons[0] if reasons else 'no reason given'}{remedy}")
 
 
 def _put(made: Path, target: Path) -> None:

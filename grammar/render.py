@@ -232,9 +232,9 @@ _LIGHT = _Theme(
     faint="#A3ACB5",
     states={
         "waiting": ("#8C959F", "#F6F8FA"),
-        "running": ("#0072B2", "#DDF0FC"),
-        "done": ("#00805D", "#E3F6EF"),
-        "failed": ("#B84A00", "#FDE9DC"),
+        "running": ("#006AA6", "#DDF0FC"),
+        "done": ("#007555", "#E3F6EF"),
+        "failed": ("#A84300", "#FDE9DC"),
         "skipped": ("#8C959F", "#EDEFF2"),
     },
 )
@@ -355,7 +355,9 @@ def _card(
     badge = 16 + 6 * len(str(step.index))
     right = 44 if tag else 4
     name = _clip(_name(step), (_CARD - badge - right - 10) / 12.5, _ems)
-    state = theme.states[mark.state][0] if mark else theme.muted
+    state = theme.muted  # of those that wait or were skipped, the line is too pale for words
+    if mark and mark.state not in ("waiting", "skipped"):
+        state = theme.states[mark.state][0]
     faded = mark is not None and mark.state == "skipped"
     ink = theme.muted if faded else theme.ink
     text = '<br align="left"/>'.join(map(_label, _wrap(_clean(step.subtask), _LINE_EMS, 3, _ems)))

@@ -125,6 +125,35 @@ def test_backslashes_are_shown_as_they_stand() -> None:
     assert r">\N and \\G, \l<" in svg
 
 
+def test_each_line_is_set_in_the_direction_of_its_first_letter() -> None:
+    """A full stop behind Hebrew or Arabic stands to the left of it."""
+    svg = ET.fromstring(to_svg(single("w", "שלום עולם.")))
+
+    lines = [each for each in svg.iter() if each.tag.endswith("text")]
+    assert [each.get("unicode-bidi") for each in lines] == ["plaintext"] * len(lines)
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance (WCAG 2.2) of ``#rrggbb``."""
+    parts = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+    linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize("state", STATES)
+@pytest.mark.parametrize("dark", [False, True])
+def test_words_stand_out_from_their_card(dark: bool, state: State) -> None:
+    """All text but the number has the contrast of 4.5 that WCAG asks for."""
+    svg = ET.fromstring(to_svg(single("w", "Go."), marks={0: Mark(state, "2 s")}, dark=dark))
+
+    (node,) = (each for each in svg.iter() if each.get("class") == "node")
+    card = next(each.get("fill") for each in node if (each.get("fill") or "none") != "none")
+    words = [each.get("fill") or "" for each in node if each.tag.endswith("text")][1:]
+    for ink in words:
+        pale, deep = sorted((luminance(ink), luminance(card or "")), reverse=True)
+        assert (pale + 0.05) / (deep + 0.05) >= 4.5, (ink, card)
+
+
 @pytest.mark.parametrize("dark", [False, True])
 def test_svg_shows_every_step_with_its_worker_and_subtask(dark: bool) -> None:
     plan = diamond(("gpt", "Outline."), [("opus", "Prove."), (7, "Refute.")], ("gemini", "Judge."))

@@ -86,8 +86,9 @@ def fix(text: str, problem: Diagnostic) -> Edit | None:
             blank = start - len(text[:start].rstrip())
             at = start - blank
             return Edit(Span(at, at), ",") if blank and "#" not in text[at:start] else None
-        case "P106":
-            return Edit(Span(start, start), "# ")
+        case "P106":  # not if a list follows on the line: it would be a comment then, too
+            ends_line = end >= len(text) or text[end] == "\n"
+            return Edit(Span(start, start), "# ") if ends_line else None
         case "P403":
             if text[start:end].startswith("["):
                 return Edit(Span(start, end), "[]")

@@ -85,6 +85,7 @@ def test_noqa_does_not_silence_errors() -> None:
             0,
             id="a quote inside a string is no missing comma",
         ),
+        pytest.param("note " + TWO + "[[], [0]]", "note " + TWO + "[[], [0]]", 0, id="list behind"),
         pytest.param(
             TWO + "[[], [0, # why\n 0]]", TWO + "[[], [0, # why\n 0]]", 0, id="comment in between"
         ),

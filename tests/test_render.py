@@ -260,7 +260,7 @@ def test_mermaid_of_a_marked_plan_in_full() -> None:
         '    s0["0 · gpt<br/>Draft it.<br/>done · 2#46;1 s"]\n'
         '    s1["1 · worker 1 · answer<br/>Check#58; is x #60; 2#63;"]\n'
         "    s0 --> s1\n"
-        "    classDef done stroke:#00805D,fill:#E3F6EF,color:#1F2328\n"
+        "    classDef done stroke:#007555,fill:#E3F6EF,color:#1F2328\n"
         "    class s0 done\n"
         "    classDef answer stroke-width:3px\n"
         "    class s1 answer\n"

@@ -24,21 +24,21 @@ from pygls.workspace import PositionCodec
 from grammar import (
     Diagnostic,
     Document,
+    Items,
+    ListName,
     PlanError,
+    Span,
     check,
     critical_path,
     fix,
     format_file,
     levels,
+    quote,
     read_file,
     repair,
     topology,
     visible,
 )
-from grammar.diagnostics import Span
-from grammar.format import quote
-from grammar.parse import Items
-from grammar.plan import ListName
 from runtime import PoolError, PoolFile
 
 from .config import POOL_FILE

@@ -1,7 +1,7 @@
 """The plan language: text <-> Plan <-> graph. Pure and synchronous; no I/O, nothing evaluated."""
 
 from .constrain import decoding_grammar
-from .diagnostics import RULES, Diagnostic, PlanError, Rule, visible
+from .diagnostics import RULES, Diagnostic, PlanError, Rule, Span, visible
 from .diff import (
     Change,
     EdgeAdded,
@@ -12,10 +12,10 @@ from .diff import (
     WorkerChanged,
     diff,
 )
-from .format import format_file
+from .format import format_file, quote
 from .lint import Edit, check, fix, repair
-from .parse import Document, parse, parse_file, parse_revision, read_file
-from .plan import Limits, Plan, Step
+from .parse import Document, Items, parse, parse_file, parse_revision, read_file
+from .plan import Limits, ListName, Plan, Step
 from .render import (
     LayoutMissing,
     Mark,
@@ -50,13 +50,16 @@ __all__ = [
     "EdgeAdded",
     "EdgeRemoved",
     "Edit",
+    "Items",
     "LayoutMissing",
     "Limits",
+    "ListName",
     "Mark",
     "Plan",
     "PlanError",
     "Row",
     "Rule",
+    "Span",
     "Step",
     "StepAdded",
     "StepRemoved",
@@ -79,6 +82,7 @@ __all__ = [
     "parse",
     "parse_file",
     "parse_revision",
+    "quote",
     "read_file",
     "repair",
     "single",

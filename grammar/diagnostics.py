@@ -309,6 +309,10 @@ class Positions:
         line = bisect_right(self._starts, offset)
         return line, offset - self._starts[line - 1] + 1
 
+    def offset(self, line: int, column: int) -> int:
+        """Return the character offset of a line and column; the reverse of :meth:`of`."""
+        return self._starts[line - 1] + column - 1
+
     def diagnostic(self, code: str, message: str, hint: str, span: Span) -> Diagnostic:
         """Place a problem in the text."""
         line, column = self.of(span.start)

@@ -64,10 +64,11 @@ def repair(
     """
     made = 0
     for _ in range(_ROUNDS):
+        positions = Positions(text)
         edits = [
             edit
             for problem in check(text, workers=workers, limits=limits)
-            if (edit := fix(text, problem)) is not None
+            if (edit := fix(text, problem, positions)) is not None
         ]
         if not edits:
             break
@@ -77,10 +78,11 @@ def repair(
     return text, made
 
 
-def fix(text: str, problem: Diagnostic) -> Edit | None:
-    """The safe repair of one problem, if there is one."""
-    start = _offset(text, problem.line, problem.column)
-    end = _offset(text, problem.end_line, problem.end_column)
+def fix(text: str, problem: Diagnostic, positions: Positions | None = None) -> Edit | None:
+    """The safe repair of one problem, if there is one; ``positions`` of the text save time."""
+    positions = positions or Positions(text)
+    start = positions.offset(problem.line, problem.column)
+    end = positions.offset(problem.end_line, problem.end_column)
     match problem.code:
         case "P105" if problem.message.startswith("a comma is missing"):
             blank = start - len(text[:start].rstrip())
@@ -140,10 +142,3 @@ def _silenced(problem: Diagnostic, line: str) -> bool:
     if match is None:
         return False
     return match[1] is None or problem.code.lower() in re.split(r"[,\s]+", match[1].lower())
-
-
-def _offset(text: str, line: int, column: int) -> int:
-    at = 0
-    for _ in range(line - 1):
-        at = text.index("\n", at) + 1
-    return at + column - 1

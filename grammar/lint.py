@@ -16,8 +16,6 @@ _SECRET = re.compile(
     r"|-----BEGIN [A-Z ]*PRIVATE KEY-----"
 )
 _NOQA = re.compile(r"#\s*noqa(?::\s*([\w, ]+))?", re.IGNORECASE)
-_ROUNDS = 64
-"""Repairs are made until nothing is left to repair; each round makes at least one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,19 +61,18 @@ def repair(
         The repaired text, and how many problems are gone.
     """
     made = 0
-    for _ in range(_ROUNDS):
+    problems = check(text, workers=workers, limits=limits)
+    while True:
         positions = Positions(text)
-        edits = [
-            edit
-            for problem in check(text, workers=workers, limits=limits)
-            if (edit := fix(text, problem, positions)) is not None
-        ]
-        if not edits:
-            break
+        edits = [edit for each in problems if (edit := fix(text, each, positions)) is not None]
+        repaired = text
         for edit in sorted(edits, key=lambda each: each.span.start, reverse=True):
-            text = text[: edit.span.start] + edit.text + text[edit.span.end :]
+            repaired = repaired[: edit.span.start] + edit.text + repaired[edit.span.end :]
+        left = check(repaired, workers=workers, limits=limits)
+        if len(left) >= len(problems):  # each round solves something, or is not made
+            return text, made
         made += len(edits)
-    return text, made
+        text, problems = repaired, left
 
 
 def fix(text: str, problem: Diagnostic, positions: Positions | None = None) -> Edit | None:
@@ -85,9 +82,12 @@ def fix(text: str, problem: Diagnostic, positions: Positions | None = None) -> E
     end = positions.offset(problem.end_line, problem.end_column)
     match problem.code:
         case "P105" if problem.message.startswith("a comma is missing"):
-            blank = start - len(text[:start].rstrip())
-            at = start - blank
-            return Edit(Span(at, at), ",") if blank and "#" not in text[at:start] else None
+            bare = text[:start].rstrip()
+            if len(bare) == start:  # nothing between: a quote inside a string, rather
+                return None
+            if "\n" in text[len(bare) : start]:  # the line before may end in a comment
+                return Edit(Span(start, start), ", ")
+            return Edit(Span(len(bare), len(bare)), ",")
         case "P106":  # not if a list follows on the line: it would be a comment then, too
             ends_line = end >= len(text) or text[end] == "\n"
             return Edit(Span(start, start), "# ") if ends_line else None

@@ -85,6 +85,18 @@ def test_noqa_does_not_silence_errors() -> None:
             0,
             id="a quote inside a string is no missing comma",
         ),
+        pytest.param(
+            'subtasks = ["a" # one\n"b"]\nworkers = [0, 1]\naccess = [[], [0]]',
+            'subtasks = ["a" # one\n, "b"]\nworkers = [0, 1]\naccess = [[], [0]]',
+            1,
+            id="comma behind a comment",
+        ),
+        pytest.param(
+            'subtasks = ["a"\nworkers = [0]\naccess = [[] # ]\n []',
+            'subtasks = ["a"\nworkers = [0]\naccess = [[] # ]\n , []',
+            1,
+            id="comma in a list that is never closed",
+        ),
         pytest.param("note " + TWO + "[[], [0]]", "note " + TWO + "[[], [0]]", 0, id="list behind"),
         pytest.param(
             TWO + "[[], [0, # why\n 0]]", TWO + "[[], [0, # why\n 0]]", 0, id="comment in between"

@@ -570,15 +570,18 @@ def _conduct(
 
     file = pool or pool_file()
     console = Console(stderr=True, quiet=quiet and not spinner)
-    if quiet:
-        with console.status("planning") as status:
-            team = Conductor(load_pool(file, lambda stage: status.update(stage)), planner=planner)
-            return act(team, no_listener), file is None
-    progress = Progress(console)
-    team = Conductor(load_pool(file, progress.note), planner=planner)
-    with progress:
-        record = act(team, progress)
-    return record, file is None
+    try:
+        if quiet:
+            with console.status("planning") as status:
+                team = Conductor(load_pool(file, status.update), planner=planner)
+                return act(team, no_listener), file is None
+        progress = Progress(console)
+        team = Conductor(load_pool(file, progress.note), planner=planner)
+        with progress:
+            return act(team, progress), file is None
+    except KeyboardInterrupt:
+        _tell("interrupted")
+        raise typer.Exit(_INTERRUPTED) from None
 
 
 def _print_answer(record: Run, embedded: bool, quiet: bool) -> None:

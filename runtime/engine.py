@@ -11,6 +11,7 @@ from uuid import uuid4
 
 import anyio
 import anyio.lowlevel
+import sniffio
 
 from grammar import Plan, Step
 
@@ -138,7 +139,7 @@ class Session:
         except WorkerError:
             raise
         except anyio.get_cancelled_exc_class() as error:
-            if anyio.current_effective_deadline() == -math.inf:
+            if _cancelled_from_outside():
                 raise
             told = f"{worker.name} was cancelled from inside"
             raise WorkerError(FailureKind.INTERNAL, told) from error
@@ -150,6 +151,22 @@ class Session:
         """Say why something was cancelled."""
         late = self.scope.cancel_called
         return Failure(FailureKind.DEADLINE if late else FailureKind.CANCELLED, message)
+
+
+def _cancelled_from_outside() -> bool:
+    """Tell a cancellation that is meant for this task from one that a worker made up.
+
+    A scope round the task shows in its deadline. asyncio can also cancel a task by itself, without
+    any scope: Ctrl-C in ``anyio.run``, ``asyncio.wait_for``, ``task.cancel()``.
+    """
+    if anyio.current_effective_deadline() == -math.inf:
+        return True
+    if sniffio.current_async_library() != "asyncio":
+        return False
+    import asyncio  # only where its loop runs; anyio has no word for this
+
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 Decide = Callable[[Session], Awaitable[Plan]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Self
@@ -796,3 +797,34 @@ async def test_one_pool_serves_successive_event_loops(order: list[str]) -> None:
 
     assert await anyio.to_thread.run_sync(runs) == ["again"] * 3
     assert typist.holders == 0
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.parametrize("planning", [True, False], ids=["while planning", "while a step runs"])
+async def test_asyncio_may_cancel_the_task_itself(planning: bool) -> None:
+    """A cancellation without a scope (Ctrl-C, ``asyncio.wait_for``) is the caller's, too."""
+    called = anyio.Event()
+
+    async def hang(messages: Sequence[Message]) -> str:
+        called.set()
+        await anyio.sleep_forever()
+        raise AssertionError
+
+    pool = Pool([FunctionWorker("a", hang)])
+    events: list[Event] = []
+
+    async def decide(session: Session) -> Plan:
+        if planning:
+            await session.call(pool["a"], Call((Message("user", "plan"),)), lambda text: None)
+        session.emit(PlanParsed(session.now(), single("a", "q"), PlanSource.PICK))
+        return single("a", "q")
+
+    task = asyncio.ensure_future(carry_out("q", pool, decide, emit=events.append))
+    await called.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+    last = events[-1]
+    assert isinstance(last, RunFinished)
+    assert (last.state, last.failure) == (RunState.CANCELLED, None)

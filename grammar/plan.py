@@ -65,7 +65,7 @@ class Plan:
     """A workflow: steps in order, each reading only earlier ones. The last one gives the answer.
 
     Raises:
-        PlanError: If the steps break a rule of the language (facts: the access lists point to
+        PlanError: If the steps break a rule of the language (access lists point to
             earlier steps only, so a plan is a DAG by construction).
     """
 

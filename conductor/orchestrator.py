@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -152,7 +151,7 @@ class Conductor:
     def _planner_for(self, pool: Pool, without: Sequence[str]) -> Planner:
         if self._planner is None or self._planner.worker.name in without:
             return Planner(pool.planner, pool.planning)
-        return replace(self._planner)
+        return self._planner
 
 
 async def _pick(name: str, session: Session) -> Plan:

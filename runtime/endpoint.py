@@ -38,11 +38,11 @@ from .worker import (
     Completion,
     FinishReason,
     Health,
-    Message,
     OnText,
     Sampling,
     Usage,
     ignore,
+    with_system,
 )
 
 if TYPE_CHECKING:
@@ -317,7 +317,7 @@ class Endpoint:
             "model": self.model,
             "messages": [
                 {"role": each.role, "content": each.content}
-                for each in _with_system(self._system, call.messages)
+                for each in with_system(self._system, call.messages)
             ],
             **{field: value for field, value in chosen.items() if value is not None},
             **self._extra,
@@ -712,15 +712,6 @@ def _usage(usage: dict[str, Any]) -> Usage:
         count(usage.get("completion_tokens")),
         min(given, count(cached if cached is not None else usage.get("prompt_cache_hit_tokens"))),
     )
-
-
-def _with_system(system: str, messages: Sequence[Message]) -> Sequence[Message]:
-    """Put a system text first; servers may refuse two system messages, so one takes both."""
-    if not system:
-        return messages
-    if messages and messages[0].role == "system":
-        return (Message("system", f"{system}\n\n{messages[0].content}"), *messages[1:])
-    return (Message("system", system), *messages)
 
 
 def _json_or_text(text: str) -> Any:

@@ -39,6 +39,7 @@ from .worker import (
     Sampling,
     Usage,
     ignore,
+    with_system,
 )
 
 if TYPE_CHECKING:
@@ -401,15 +402,6 @@ class LocalWorker:
 
     async def __aexit__(self, *exc_info: object) -> None:
         pass
-
-
-def with_system(system: str, messages: tuple[Message, ...]) -> tuple[Message, ...]:
-    """Put a worker's own system text before the messages, joined with theirs if there is one."""
-    if not system:
-        return messages
-    if messages and messages[0].role == "system":
-        return (Message("system", f"{system}\n\n{messages[0].content}"), *messages[1:])
-    return (Message("system", system), *messages)
 
 
 def _poster() -> Callable[..., object]:

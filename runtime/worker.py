@@ -122,6 +122,18 @@ def ignore(text: str) -> None:
     """Drop a piece of text: for callers that only want the whole completion."""
 
 
+def with_system(system: str, messages: tuple[Message, ...]) -> tuple[Message, ...]:
+    """Put a worker's own system text before the messages.
+
+    Servers and chat templates may refuse two system messages, so one takes both texts.
+    """
+    if not system:
+        return messages
+    if messages and messages[0].role == "system":
+        return (Message("system", f"{system}\n\n{messages[0].content}"), *messages[1:])
+    return (Message("system", system), *messages)
+
+
 @runtime_checkable
 class Worker(Protocol):
     """One model of the pool.

@@ -31,7 +31,8 @@ from runtime import (
     WorkerError,
 )
 from runtime.decode import _choose, _shared
-from runtime.local import _overlap, with_system
+from runtime.local import _overlap
+from runtime.worker import with_system
 
 pytestmark = pytest.mark.anyio
 

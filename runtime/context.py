@@ -5,6 +5,11 @@ granted earlier subtasks with their completions, the step's own subtask. The dif
 completions are fenced as data, and stand first, since small models go on with whatever comes last;
 the last step is asked for the final answer; and a step that only hands the query on, reading
 nothing, sends the query as it is.
+
+In a later round of a recursive run there is one more piece that can be granted: the answer of the
+round before. A step sees it exactly if its access list names every step before it in its round, as
+the "all" of the papers does. The first step of a round therefore always does, having none before
+it; a step whose access list leaves out one earlier step of its round never does.
 """
 
 from __future__ import annotations
@@ -24,7 +29,12 @@ _DATA = (
 
 
 def step_messages(
-    plan: Plan, index: int, query: str, texts: Mapping[int, str]
+    plan: Plan,
+    index: int,
+    query: str,
+    texts: Mapping[int, str],
+    *,
+    previous: str | None = None,
 ) -> tuple[Message, ...]:
     """Build the messages of one step.
 
@@ -33,16 +43,21 @@ def step_messages(
         index: The step to build for.
         query: What the user asked; every step sees it.
         texts: Completions so far, by step. Only those that the access list grants are used.
+        previous: The answer of the round before, if there was one. Used only if the step reads
+            every step before it.
 
     Raises:
         KeyError: If the completion of a granted step is missing: the step is not ready.
     """
     step = plan.steps[index]
-    if not step.access and step.subtask == query:
+    seen = previous if len(step.access) == index else None
+    if not step.access and seen is None and step.subtask == query:
         return (Message("user", query),)
     shown = [(earlier, plan.steps[earlier].subtask, texts[earlier]) for earlier in step.access]
-    fence = _fence(query, shown)
-    parts = [_DATA] if shown else []
+    fence = _fence(query, seen, shown)
+    parts = [_DATA] if shown or seen is not None else []
+    if seen is not None:
+        parts.append(f"[previous answer {fence}]\n{seen}\n[end of previous answer {fence}]")
     parts += [
         f"[reply {earlier} {fence} to: {subtask}]\n{text}\n[end of reply {earlier} {fence}]"
         for earlier, subtask, text in shown
@@ -55,14 +70,15 @@ def step_messages(
     return Message("system", _PREAMBLE), Message("user", "\n\n".join(parts))
 
 
-def _fence(query: str, shown: list[tuple[int, str, str]]) -> str:
+def _fence(query: str, seen: str | None, shown: list[tuple[int, str, str]]) -> str:
     """Make a mark that no quoted text can hold, since it is a digest of all of them.
 
     A digest rather than a random number: the same inputs give the same messages, so that calls can
     be cached and runs replayed byte for byte.
     """
     digest = sha256()
-    quoted = (str(part) for entry in shown for part in entry)
+    quoted = [str(part) for entry in shown for part in entry]
+    quoted += [] if seen is None else [seen]
     for part in (query, *quoted):
         encoded = part.encode("utf-8", "surrogatepass")
         digest.update(len(encoded).to_bytes(8, "big") + encoded)

@@ -38,6 +38,14 @@ def user(plan: Plan, index: int, query: str, texts: dict[int, str]) -> str:
     return step_messages(plan, index, query, texts)[-1].content
 
 
+@st.composite
+def canary_plans(draw: st.DrawFn) -> Plan:
+    """Any DAG whose subtasks are strings that occur nowhere else."""
+    size = draw(st.integers(1, 8))
+    access = [sorted(draw(st.sets(st.integers(0, i - 1)))) if i else [] for i in range(size)]
+    return Plan.of([f"subtask-{i}-canary" for i in range(size)], ["w"] * size, access)
+
+
 def test_a_single_pick_sees_the_query_and_nothing_else() -> None:
     """One worker handed the query is asked as if there were no plan."""
     plan = single("gpt", "What is 2 + 2?")
@@ -95,18 +103,54 @@ def test_the_last_step_is_told_that_its_reply_is_the_answer() -> None:
     )
 
 
+def test_the_first_step_of_a_later_round_sees_the_previous_answer() -> None:
+    """It has no step before it to leave out; even a query that is only handed on comes with it."""
+    plan = chain(["q", "B"], ["w"])
+
+    assert step_messages(plan, 0, "q", {}, previous="Perhaps 4.") == (
+        SYSTEM,
+        Message(
+            "user",
+            f"{DATA}\n\n"
+            "[previous answer 0e50e5bc2acb]\nPerhaps 4.\n[end of previous answer 0e50e5bc2acb]\n\n"
+            "Task: q\n\nYour part: q",
+        ),
+    )
+
+
+def test_the_previous_answer_stands_before_the_replies() -> None:
+    """It is older than they are, and one of their inputs."""
+    plan = chain(["A", "B"], ["w"])
+
+    assert step_messages(plan, 1, "q", {0: "zero"}, previous="Perhaps 4.") == (
+        SYSTEM,
+        Message(
+            "user",
+            f"{DATA}\n\n"
+            "[previous answer 80d7b745532f]\nPerhaps 4.\n[end of previous answer 80d7b745532f]\n\n"
+            "[reply 0 80d7b745532f to: A]\nzero\n[end of reply 0 80d7b745532f]\n\n"
+            f"Your part: B\n\n{LAST}q",
+        ),
+    )
+
+
+@given(canary_plans(), st.text())
+def test_only_a_step_that_reads_all_before_it_sees_the_previous_answer(
+    plan: Plan, previous: str
+) -> None:
+    """To all others a later round looks like the first one, to the byte."""
+    texts = {step.index: f"completion-{step.index}-canary" for step in plan}
+    for step in plan:
+        first = step_messages(plan, step.index, "q", texts)
+        later = step_messages(plan, step.index, "q", texts, previous=previous)
+
+        assert (len(step.access) == step.index) == (later != first)
+
+
 def test_a_step_whose_inputs_are_missing_is_refused() -> None:
     """Context is never built from part of what is granted."""
     with pytest.raises(KeyError):
         step_messages(chain(["A", "B"], ["w"]), 1, "q", {})
-
-
-@st.composite
-def canary_plans(draw: st.DrawFn) -> Plan:
-    """Any DAG whose subtasks are strings that occur nowhere else."""
-    size = draw(st.integers(1, 8))
-    access = [sorted(draw(st.sets(st.integers(0, i - 1)))) if i else [] for i in range(size)]
-    return Plan.of([f"subtask-{i}-canary" for i in range(size)], ["w"] * size, access)
 
 
 @given(canary_plans())

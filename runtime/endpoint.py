@@ -41,6 +41,7 @@ from .worker import (
     OnText,
     Sampling,
     Usage,
+    identity_of,
     ignore,
     with_system,
 )
@@ -220,6 +221,7 @@ class Endpoint:
         headers = dict(headers or {})
         key = key.strip()
         _check_secrets(name, self._url, key, headers)
+        self._given_headers = tuple(headers)
         self._headers = {**headers, "Accept-Encoding": "identity"}
         if key:
             self._headers["Authorization"] = f"Bearer {key}"
@@ -234,6 +236,20 @@ class Endpoint:
 
     def __repr__(self) -> str:
         return f"Endpoint({self.name!r}, url={self._address('')!r}, model={self.model!r})"
+
+    @property
+    def identity(self) -> str:
+        """Address, model, settings and the names of headers, as JSON; never key or values."""
+        return identity_of(
+            "openai",
+            url=self._address(""),
+            model=self.model,
+            sampling=self._sampling,
+            system=self._system,
+            token_limit_field=self._token_limit_field,
+            extra=self._extra,
+            headers=sorted(name.lower() for name in self._given_headers),
+        )
 
     async def __aenter__(self) -> Self:
         await self._client.__aenter__()

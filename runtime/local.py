@@ -38,6 +38,7 @@ from .worker import (
     OnText,
     Sampling,
     Usage,
+    identity_of,
     ignore,
     with_system,
 )
@@ -115,7 +116,7 @@ class LocalModel:
     ) -> None:
         self.name = name
         self.progress = progress
-        self._engine: EngineName = engine
+        self.engine: EngineName = engine
         self._waiting: deque[Job] = deque()
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
@@ -182,8 +183,8 @@ class LocalModel:
     @property
     def _fast(self) -> bool:
         """Whether plain text goes through ctranslate2."""
-        auto = self._engine == "auto" and self.name in PACKAGED
-        return auto or self._engine.startswith("ctranslate2")
+        auto = self.engine == "auto" and self.name in PACKAGED
+        return auto or self.engine.startswith("ctranslate2")
 
     # --- the engine thread ---------------------------------------------------------------------
 
@@ -353,7 +354,7 @@ class LocalModel:
         threads = _threads()
         assert self._tokenizer is not None
         if which == "ctranslate2":
-            small = self._engine == "ctranslate2-int8"
+            small = self.engine == "ctranslate2-int8"
             weights: Literal["int8", "float16"] = "int8" if small else "float16"
             folder = fetch_fast(Path(self._folder), weights, self.progress)
             compute = "int8" if small else "float32"
@@ -384,6 +385,17 @@ class LocalWorker:
         self.system = system
         self.card = card
         self.tags = tuple(tags)
+
+    @property
+    def identity(self) -> str:
+        """Model, engine and settings, as JSON."""
+        return identity_of(
+            "local",
+            model=self.model.name,
+            engine=self.model.engine,
+            sampling=self.sampling,
+            system=self.system,
+        )
 
     async def complete(self, call: Call, on_text: OnText = ignore) -> Completion:
         """Decode with this worker's settings under the call's own."""

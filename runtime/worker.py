@@ -7,10 +7,11 @@ Python function). Anything else with these members is a Worker too.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import StrEnum
-from typing import Literal, Protocol, Self, runtime_checkable
+from typing import Any, Literal, Protocol, Self, runtime_checkable
 
 from .errors import FailureKind, WorkerError
 
@@ -134,6 +135,13 @@ def with_system(system: str, messages: tuple[Message, ...]) -> tuple[Message, ..
     return (Message("system", system), *messages)
 
 
+def identity_of(kind: str, *, sampling: Sampling = Sampling(), **parts: Any) -> str:
+    """Write what decides a worker's completions as one line of JSON; what is unset is left out."""
+    chosen = {name: value for name, value in asdict(sampling).items() if value not in (None, ())}
+    told = {name: value for name, value in {"sampling": chosen, **parts}.items() if value}
+    return json.dumps({"kind": kind, **told}, sort_keys=True, default=str)
+
+
 @runtime_checkable
 class Worker(Protocol):
     """One model of the pool.
@@ -157,6 +165,14 @@ class Worker(Protocol):
     @property
     def constrains(self) -> bool:
         """Whether it honours ``Call.grammar``."""
+
+    @property
+    def identity(self) -> str:
+        """What decides its completions beside the call, without secrets.
+
+        That is its kind, address, model, settings and system text. Two workers of equal identity
+        may stand in for each other in a cache.
+        """
 
     async def complete(self, call: Call, on_text: OnText = ignore) -> Completion:
         """Answer a call; the pieces given to ``on_text`` add up to the completion's text.
@@ -192,6 +208,14 @@ class FunctionWorker:
         self.card = card
         self.tags = tuple(tags)
         self._function = function
+
+    @property
+    def identity(self) -> str:
+        """Its name and where the function is defined: what the function does is not known."""
+        function = self._function
+        known = function if hasattr(function, "__qualname__") else type(function)
+        defined = f"{known.__module__}.{known.__qualname__}"
+        return identity_of("function", name=self.name, function=defined)
 
     async def complete(self, call: Call, on_text: OnText = ignore) -> Completion:
         """Await the function; its whole text is one piece."""

@@ -247,6 +247,53 @@ async def test_broken_unicode_in_a_message_is_sent_all_the_same() -> None:
     assert (await worker.complete(Call((Message("user", "\ud800"),)))).text == "x"
 
 
+SETTINGS: dict[str, Any] = {
+    "url": "https://api.test/v1",
+    "model": "m",
+    "sampling": Sampling(temperature=0.0),
+    "system": "Be brief.",
+    "extra": {"top_k": 4},
+    "headers": {"X-Beta": "value-0123456789"},
+}
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"url": "https://other.test/v1"},
+        {"url": "https://api.test/v1?api-version=2"},
+        {"model": "n"},
+        {"sampling": Sampling(temperature=0.5)},
+        {"sampling": Sampling()},
+        {"system": ""},
+        {"extra": {"top_k": 5}},
+        {"token_limit_field": "max_completion_tokens"},
+        {"headers": {}},
+    ],
+    ids=str,
+)
+def test_the_identity_differs_with_whatever_decides_a_completion(other: dict[str, Any]) -> None:
+    one, same = Endpoint("a", **SETTINGS), Endpoint("b", **SETTINGS)
+    assert one.identity == same.identity
+    assert Endpoint("a", **SETTINGS | other).identity != one.identity
+
+
+def test_the_identity_holds_no_secret_and_does_not_change_with_one() -> None:
+    worker = Endpoint("w", key=KEY, **SETTINGS)
+    assert worker.identity == Endpoint("w", **SETTINGS).identity
+    assert "value-0123456789" not in worker.identity
+    assert json.loads(worker.identity) == {
+        "kind": "openai",
+        "url": "https://api.test/v1",
+        "model": "m",
+        "sampling": {"temperature": 0.0},
+        "system": "Be brief.",
+        "token_limit_field": "max_tokens",
+        "extra": {"top_k": 4},
+        "headers": ["x-beta"],
+    }
+
+
 # -- completions ----------------------------------------------------------------------------------
 
 

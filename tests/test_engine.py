@@ -104,6 +104,7 @@ class Typist:
     card = ""
     tags: tuple[str, ...] = ()
     constrains = False
+    identity = "typist"
 
     def __init__(self, text: str) -> None:
         self.text = text

@@ -380,6 +380,20 @@ async def test_a_worker_adds_its_system_text_and_settings(tiny: LocalModel) -> N
     assert (own.usage, asked.usage) == (Usage(8, 3), Usage(8, 4))
 
 
+def test_the_identity_differs_with_whatever_decides_a_completion() -> None:
+    worker = LocalWorker("a", "some/model", sampling=Sampling(seed=7))
+    assert worker.identity == LocalWorker("b", "some/model", sampling=Sampling(seed=7)).identity
+    others = [
+        LocalWorker("a", "other/model", sampling=Sampling(seed=7)),
+        LocalWorker(
+            "a", LocalModel("some/model", engine="transformers"), sampling=Sampling(seed=7)
+        ),
+        LocalWorker("a", "some/model"),
+        LocalWorker("a", "some/model", sampling=Sampling(seed=7), system="sys"),
+    ]
+    assert len({each.identity for each in [worker, *others]}) == 5
+
+
 def test_two_system_texts_are_joined() -> None:
     asked = (Message("system", "theirs"), *HELLO)
 

@@ -8,7 +8,7 @@ and nowhere else:
 - ``_CODES``: what an ``error`` object in a body or stream means,
 - ``exception_table()``: what an exception of httpx or aiohttp means.
 
-httpx, httpx_sse and aiohttp are imported when the first call is made, not before.
+httpx and aiohttp are imported when the first call is made, not before.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import math
 import re
 import socket
 import ssl
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -26,7 +26,7 @@ from difflib import get_close_matches
 from email.utils import parsedate_to_datetime
 from functools import cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self, TypeGuard, cast
 from urllib.parse import SplitResult, parse_qsl, quote, urlsplit, urlunsplit
 
 import anyio
@@ -49,7 +49,6 @@ from .worker import (
 if TYPE_CHECKING:
     import httpx
 
-CONNECT_TIMEOUT_S = 10.0
 CHECK_TIMEOUT_S = 5.0
 BODY_LIMIT = 32 * 2**20
 """Most bytes of one completion, with everything round it."""
@@ -58,6 +57,9 @@ ERROR_LIMIT = 2**20
 
 _DRAIN_S = 0.25  # for the end of the body after [DONE], so that the connection can be used again
 _TAIL_S = 5.0  # for usage and [DONE] after the finish reason; the completion itself is whole
+_REFUSAL_S = 1.0  # for the body of an error; its status and headers have told the outcome
+_TURN = 2**14  # bytes of a body after which others have a turn, however fast they come
+_MOST_TOKENS = 10**9  # more than any model reads or writes; a larger count is nonsense
 _QUOTED = 300  # longest quotation of a server in a message
 
 
@@ -181,7 +183,8 @@ class Endpoint:
         headers: Further headers. Their values are kept out of messages, as the key is.
         sampling: For what a call leaves open.
         system: Put before every call, or before its system message.
-        timeout_s: Longest wait for the next piece of an answer, in seconds.
+        timeout_s: Longest silence of the connection, in seconds.
+        connect_s: Longest wait for a connection: name look-up, connecting and TLS together.
         token_limit_field: Name of the token limit in the request.
         extra: Further fields of the request body.
         card: What it is good at.
@@ -206,6 +209,7 @@ class Endpoint:
         sampling: Sampling = Sampling(),
         system: str = "",
         timeout_s: float = 300.0,
+        connect_s: float = 10.0,
         token_limit_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens",  # noqa: S107 - a field's name
         extra: Mapping[str, Any] | None = None,
         card: str = "",
@@ -229,6 +233,7 @@ class Endpoint:
         self._sampling = sampling
         self._system = system
         self._timeout_s = timeout_s
+        self._connect_s = connect_s
         self._token_limit_field = token_limit_field
         self._extra = dict(extra or {})
         self._client = client or HttpClient()
@@ -395,7 +400,7 @@ class Endpoint:
         import httpx
 
         # "pool" is aiohttp's limit for the whole of connecting, name look-up included
-        timeout = httpx.Timeout(timeout_s, connect=CONNECT_TIMEOUT_S, pool=CONNECT_TIMEOUT_S)
+        timeout = httpx.Timeout(timeout_s, connect=self._connect_s, pool=self._connect_s)
         told: WorkerError
         try:
             async with client.stream(
@@ -416,7 +421,7 @@ class Endpoint:
     ) -> None:
         status = response.status_code
         if status != 200:
-            text, _ = await self._read_body(response, ERROR_LIMIT)
+            text, _ = await self._read_body(response, ERROR_LIMIT, _REFUSAL_S)
             payload = _json_or_text(text)
             error = self._status_error(status, payload, response.headers)
             if ask_usage and status in (400, 422) and "stream_options" in text:
@@ -438,21 +443,21 @@ class Endpoint:
     async def _read_events(self, response: httpx.Response, answer: _Answer) -> None:
         """Read server-sent events until the end, [DONE], a failure or the cap.
 
-        The loop is never left early. httpx nests async generators, and one that is dropped half-way
-        is finished by the garbage collector, some time, in some task; trio warns of it. Cancelling
-        the next read instead sends an exception up from the innermost, which closes them in order.
+        The loop is never left early. HTTP libraries nest async generators, and one that is dropped
+        half-way is finished by the garbage collector, some time, in some task; trio warns of it.
+        Cancelling the next read instead sends an exception up from the innermost, which closes them
+        in order.
         """
-        from httpx_sse import EventSource
-
-        response.encoding = "utf-8"  # event streams are, whatever the header says
         failure: Exception | None = None
+        events = _Events()
         with anyio.CancelScope() as scope:
-            capped = self._cap(response, BODY_LIMIT, scope)
-            async for event in EventSource(response).aiter_sse():
-                if failure is not None or capped():
+            stream = self._capped(response, BODY_LIMIT, scope)
+            async for piece in stream:
+                if failure is not None or stream.over:
                     continue
                 try:
-                    answer.take_event(event.data)
+                    for data in events.take(piece):
+                        answer.take_event(data)
                 except Exception as error:  # on_text is anybody's code; raised again below
                     failure = error
                     scope.cancel()
@@ -463,32 +468,30 @@ class Endpoint:
                     scope.deadline = anyio.current_time() + _TAIL_S
         if failure is not None:
             raise failure
-        if capped():
+        if stream.over:
             self._fail(FailureKind.BAD_RESPONSE, *_TOO_LONG)
 
-    async def _read_body(self, response: httpx.Response, limit: int) -> tuple[str, bool]:
-        """Read at most ``limit`` bytes; also tell whether that was all."""
+    async def _read_body(
+        self, response: httpx.Response, limit: int, seconds: float = math.inf
+    ) -> tuple[str, bool]:
+        """Read at most ``limit`` bytes for so many seconds; also tell whether that was all."""
         pieces: list[bytes] = []
-        with anyio.CancelScope() as scope:
-            capped = self._cap(response, limit, scope)
-            async for piece in response.aiter_bytes():
+        with anyio.move_on_after(seconds) as scope:
+            stream = self._capped(response, limit, scope)
+            async for piece in stream:
                 pieces.append(piece)
-        return b"".join(pieces).decode("utf-8", "replace"), not capped()
+        whole = not stream.over and not scope.cancelled_caught
+        return b"".join(pieces).decode("utf-8-sig", "replace"), whole
 
-    def _cap(
+    def _capped(
         self, response: httpx.Response, limit: int, scope: anyio.CancelScope
-    ) -> Callable[[], bool]:
-        """Let ``limit`` bytes of a body through, then cancel the scope; returns whether it did."""
-        import httpx
-
+    ) -> _CappedStream:
+        """The body of a response: its first ``limit`` bytes, then the scope is cancelled."""
         coding = response.headers.get("content-encoding", "identity").lower()
         if coding != "identity":  # a few bytes of it could unpack to gigabytes
             what = f"it sent a body in {coding[:20]}, though asked for a plain one"
             self._fail(FailureKind.BAD_RESPONSE, what, "switch compression off in the proxy")
-        assert isinstance(response.stream, httpx.AsyncByteStream)
-        stream = _capped_stream_class()(response.stream, limit, scope)
-        response.stream = stream
-        return lambda: bool(stream.over)
+        return _CappedStream(cast("httpx.AsyncByteStream", response.stream), limit, scope)
 
     # -- failures
 
@@ -549,7 +552,7 @@ class Endpoint:
         kind, what, remedy = next(table[base] for base in type(precise).__mro__ if base in table)
         detail = self._clean(str(precise))
         if kind is FailureKind.TIMEOUT:
-            limit = CONNECT_TIMEOUT_S if "connect" in what else self._timeout_s
+            limit = self._connect_s if "connect" in what else self._timeout_s
             detail = f"within {limit:g} s"
         separator = " " if kind is FailureKind.TIMEOUT else ": "
         return self._error(kind, f"{what}{separator}{detail}" if detail else what, remedy)
@@ -576,40 +579,86 @@ class _NoStreamOptions(WorkerError):
     """The server does not know stream_options."""
 
 
-@cache
-def _capped_stream_class() -> Any:
-    """Make the class when httpx is loaded anyway."""
-    import httpx
+# -- bodies -----------------------------------------------------------------------------------
 
-    class CappedStream(httpx.AsyncByteStream):
-        def __init__(
-            self, stream: httpx.AsyncByteStream, limit: int, scope: anyio.CancelScope
-        ) -> None:
-            self._stream = stream
-            self._left = limit
-            self._scope = scope
-            self.over = False
 
-        async def __aiter__(self) -> AsyncIterator[bytes]:
-            async for piece in self._stream:
-                if self._scope.cancel_called:
-                    # asyncio cancels a task only when it finds it waiting, and somebody who sends
-                    # without pause never lets it wait; trio looks at every read of the socket
-                    if not _under_trio():
-                        await anyio.lowlevel.checkpoint()
-                    continue
-                if len(piece) > self._left:
-                    piece = piece[: self._left]
-                    self.over = True
-                    self._scope.cancel()
-                self._left -= len(piece)
-                if piece:
-                    yield piece
+class _CappedStream:
+    """The bytes of a body up to a limit; what goes beyond it cancels the scope."""
 
-        async def aclose(self) -> None:
-            await self._stream.aclose()
+    def __init__(self, stream: httpx.AsyncByteStream, limit: int, scope: anyio.CancelScope) -> None:
+        self._stream = stream
+        self._left = limit
+        self._turn = _TURN
+        self._scope = scope
+        self.over = False
+        """Whether there was more."""
 
-    return CappedStream
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        # Under trio every read of the socket looks for cancellation and lets others run. Under
+        # asyncio, somebody who sends without pause never lets the task wait: it would not find out
+        # that it is cancelled, and nobody else would have a turn.
+        greedy = not _under_trio()
+        async for piece in self._stream:
+            if self._scope.cancel_called:
+                if greedy:
+                    await anyio.lowlevel.checkpoint()
+                continue
+            if len(piece) > self._left:
+                piece = piece[: self._left]
+                self.over = True
+                self._scope.cancel()
+            self._left -= len(piece)
+            self._turn -= len(piece)
+            if greedy and self._turn < 0:
+                self._turn = _TURN
+                await anyio.lowlevel.checkpoint()
+            if piece:
+                yield piece
+
+
+_MARK = "\N{BOM}".encode()
+
+
+class _Events:
+    """Finds the data of server-sent events in bytes, however they are cut into pieces.
+
+    Lines end in LF, CR or CRLF, an event in an empty line; one without it at the end of the stream
+    is incomplete and does not count. https://html.spec.whatwg.org/multipage/server-sent-events.html
+    """
+
+    def __init__(self) -> None:
+        self._line: list[bytes] = []  # the pieces of one whose end has not come
+        self._data: list[bytes] = []
+        self._begun = False
+        self._after_cr = False
+
+    def take(self, piece: bytes) -> Iterator[str]:
+        """Take in more bytes and give the data of each event that they complete."""
+        if not piece:
+            return
+        after_cr, self._after_cr = self._after_cr, piece.endswith(b"\r")
+        if after_cr:
+            piece = piece.removeprefix(b"\n")
+        if b"\r" in piece:
+            piece = piece.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        *lines, rest = piece.split(b"\n")
+        if lines:
+            lines[0] = b"".join([*self._line, lines[0]])
+            self._line = []
+            if not self._begun:
+                lines[0] = lines[0].removeprefix(_MARK)
+                self._begun = True
+        if rest:
+            self._line.append(rest)
+        for line in lines:
+            if not line:
+                if self._data:
+                    yield b"\n".join(self._data).decode("utf-8", "replace")
+                    self._data = []
+            elif line.startswith(b"data"):
+                name, _, value = line.partition(b":")
+                if name == b"data":
+                    self._data.append(value.removeprefix(b" "))
 
 
 # -- answers ----------------------------------------------------------------------------------
@@ -674,7 +723,7 @@ class _Answer:
         if isinstance(model := payload.get("model"), str) and model:
             self.model = model
         if isinstance(usage := payload.get("usage"), dict):
-            self.usage = _usage(usage)
+            self.usage = _usage(usage) or self.usage
         choice = _first(payload.get("choices"))
         if text := _text(choice.get(part)):
             self.pieces.append(text)
@@ -716,18 +765,21 @@ def _text(part: Any) -> str:
     return content if isinstance(content, str) else ""
 
 
-def _usage(usage: dict[str, Any]) -> Usage:
-    def count(value: Any) -> int:
-        return value if type(value) is int and value > 0 else 0
+def _usage(usage: dict[str, Any]) -> Usage | None:
+    """Read a server's counts; None if they can't be believed, since one is nonsense."""
 
+    def believable(value: Any) -> TypeGuard[int]:
+        return type(value) is int and 0 <= value <= _MOST_TOKENS
+
+    counts = [usage.get(name) or 0 for name in ("prompt_tokens", "completion_tokens")]
+    if not all(map(believable, counts)):
+        return None
     details = usage.get("prompt_tokens_details")
     cached = details.get("cached_tokens") if isinstance(details, dict) else None
-    given = count(usage.get("prompt_tokens"))
-    return Usage(
-        given,
-        count(usage.get("completion_tokens")),
-        min(given, count(cached if cached is not None else usage.get("prompt_cache_hit_tokens"))),
-    )
+    if cached is None:
+        cached = usage.get("prompt_cache_hit_tokens")
+    given, written = counts
+    return Usage(given, written, min(given, cached) if believable(cached) else 0)
 
 
 def _json_or_text(text: str) -> Any:
@@ -806,7 +858,11 @@ def exception_table() -> dict[type[Exception], _Row]:
     kind = FailureKind
     lost: _Row = (kind.UNREACHABLE, "the connection was lost", "try again")
     silent: _Row = (kind.TIMEOUT, "no answer", "raise timeout_s or try a smaller request")
-    no_link: _Row = (kind.TIMEOUT, "could not connect", "check that the server is up")
+    no_link: _Row = (
+        kind.TIMEOUT,
+        "could not connect",
+        "check that the server is up, or raise connect_s",
+    )
     no_server: _Row = (
         kind.UNREACHABLE,
         "nothing listens there",

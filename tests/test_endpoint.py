@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mappin
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from itertools import pairwise
 from typing import Any
 
 import aiohttp
@@ -20,6 +21,8 @@ import anyio.abc
 import anyio.lowlevel
 import httpx
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from runtime import (
     Call,
@@ -378,16 +381,27 @@ async def test_odd_streams_that_end_well_are_completions(events: list[Any], text
 @pytest.mark.parametrize(
     ("usage", "expected"),
     [
-        ({"prompt_tokens": -1, "completion_tokens": "3"}, Usage()),
-        ({"prompt_tokens": True, "completion_tokens": 2.5}, Usage()),
+        ({"prompt_tokens": -1, "completion_tokens": "3"}, None),
+        ({"prompt_tokens": True, "completion_tokens": 2.5}, None),
+        ({"prompt_tokens": 10**12, "completion_tokens": 10**300}, None),
+        ({"prompt_tokens": 10**12, "completion_tokens": 3}, None),
+        ({"completion_tokens": 3}, Usage(0, 3)),
+        ({"prompt_tokens": 4, "prompt_tokens_details": {"cached_tokens": -9}}, Usage(4)),
+        ({"prompt_tokens": 0, "completion_tokens": 0}, Usage()),
         ({"prompt_tokens": 4, "prompt_tokens_details": {"cached_tokens": 9}}, Usage(4, 0, 4)),
         ({"prompt_tokens": 4, "prompt_cache_hit_tokens": 3}, Usage(4, 0, 3)),
         ({"prompt_tokens": 4, "prompt_tokens_details": None}, Usage(4)),
     ],
 )
-async def test_wrong_usage_is_not_believed(usage: dict[str, Any], expected: Usage) -> None:
+async def test_wrong_usage_is_not_believed(usage: dict[str, Any], expected: Usage | None) -> None:
     worker = endpoint(replying(streamed(delta("x", "stop"), {"choices": [], "usage": usage})))
     assert (await worker.complete(CALL)).usage == expected
+
+
+async def test_of_several_counts_the_last_that_can_be_believed_counts() -> None:
+    told = [{"prompt_tokens": 4, "completion_tokens": number} for number in (1, 2, -3)]
+    worker = endpoint(replying(streamed(*(delta("x", usage=each) for each in told))))
+    assert (await worker.complete(CALL)).usage == Usage(4, 2)
 
 
 async def test_an_error_of_the_listener_comes_out_as_it_is() -> None:
@@ -397,6 +411,48 @@ async def test_an_error_of_the_listener_comes_out_as_it_is() -> None:
     async with served(sending(WHOLE)) as url, Endpoint("w", url=url, model="m") as worker:
         with pytest.raises(LookupError, match="he"):
             await worker.complete(CALL, on_text)
+
+
+@pytest.mark.parametrize(
+    ("stream", "events"),
+    [
+        (b"data: a\n\ndata:b\n\n", ["a", "b"]),
+        (b"data: a\r\n\r\ndata: b\r\rdata: c\n\n", ["a", "b", "c"]),
+        (b"data: a\r\n\ndata: b\n\r\n", ["a", "b"]),
+        (b"data: a\rdata: b\r\ndata:  c\n\n", ["a\nb\n c"]),
+        (b": comment\n\ndata: a\n:\n\n\n", ["a"]),
+        (b"event: x\nid: 7\nretry: 9\ndata: a\n\n", ["a"]),
+        (b"event: x\n\ndatum: a\n\n data: b\n\n", []),
+        (b"data\n\ndata:\n\n", ["", ""]),
+        (b"\xef\xbb\xbfdata: a\n\n\xef\xbb\xbfdata: b\n\n", ["a"]),
+        ("data: größer   日\n\n".encode(), ["größer   日"]),
+        (b"data: \xff\n\n", ["\ufffd"]),
+        (b"data: a\n\ndata: b\n", ["a"]),
+        (b"data: a\n\ndata: b", ["a"]),
+        (b"\n\r\n\r", []),
+        (b"", []),
+    ],
+)
+def test_events_are_found_as_the_standard_says(stream: bytes, events: list[str]) -> None:
+    assert list(module._Events().take(stream)) == events
+
+
+@given(
+    st.lists(
+        st.sampled_from([b"\n", b"\r", b"data", b":", b" ", b"x", b"\xef\xbb\xbf", b"\xc3\xb6"])
+    ),
+    st.data(),
+)
+def test_events_do_not_depend_on_how_a_stream_is_cut(
+    parts: list[bytes], data: st.DataObject
+) -> None:
+    stream = b"".join(parts)
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)))))
+    events = module._Events()
+    found = []
+    for start, end in pairwise([0, *cuts, len(stream)]):
+        found += events.take(stream[start:end])
+    assert found == list(module._Events().take(stream))
 
 
 # -- failures -------------------------------------------------------------------------------------
@@ -623,6 +679,18 @@ async def test_real_streams_arrive_however_they_are_cut(pieces: list[bytes]) -> 
         told: list[str] = []
         assert (await worker.complete(CALL, told.append)).text == "hello"
         assert told == ["he", "llo"]
+
+
+async def test_a_byte_order_mark_hides_no_text() -> None:
+    mark = "\N{BOM}".encode()
+    stream = sending(head(**CHUNKED), chunk(mark + FINE), b"0\r\n\r\n")
+    async with served(stream) as url, Endpoint("w", url=url, model="m") as worker:
+        assert (await worker.complete(CALL)).text == "hello"
+    answer = {"choices": [{"message": {"content": "hello"}, "finish_reason": "stop"}]}
+    body = mark + json.dumps(answer).encode()
+    whole = sending(head("application/json", Content_Length=str(len(body))), body)
+    async with served(whole) as url, Endpoint("w", url=url, model="m") as worker:
+        assert (await worker.complete(CALL)).text == "hello"
 
 
 async def test_characters_that_are_split_between_chunks_come_out_whole() -> None:
@@ -1073,7 +1141,7 @@ def test_an_endpoint_is_a_worker_and_loads_nothing_until_used() -> None:
     assert not endpoint(replying()).constrains
     code = (
         "import sys, runtime; runtime.Endpoint('w', url='https://a.test', model='m');"
-        "print([m for m in ('httpx', 'httpx_sse', 'aiohttp') if m in sys.modules])"
+        "print([m for m in ('httpx', 'aiohttp') if m in sys.modules])"
     )
 
     async def run() -> bytes:

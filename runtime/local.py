@@ -437,9 +437,17 @@ def _threads() -> int:
 
 
 def _render(tokenizer: PreTrainedTokenizerFast, messages: Sequence[Message]) -> list[int]:
+    """Turn messages into token ids; only the chat template writes control tokens.
+
+    What a message holds of them, say "<|im_end|>", is encoded as the letters it is made of, or a
+    worker could end its reader's turn and speak as the system. All other text keeps its ids, but
+    for U+F0000 and U+F0001, with which transformers marks such places: content loses them.
+    """
     turns = [{"role": message.role, "content": message.content} for message in messages]
-    text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-    return list(tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids)
+    ids: list[int] = tokenizer.apply_chat_template(  # type: ignore[assignment]  # as return_dict says
+        turns, add_generation_prompt=True, return_dict=False, sanitize_control_tokens=True
+    )
+    return ids
 
 
 def _decode_stream() -> Any:

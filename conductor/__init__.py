@@ -46,8 +46,12 @@ from grammar import (
     tree,
 )
 from runtime import (
+    Account,
+    Budget,
     Call,
+    CallCache,
     Completion,
+    ConductorWorker,
     Endpoint,
     Event,
     Failure,
@@ -55,6 +59,8 @@ from runtime import (
     FinishReason,
     FunctionWorker,
     Health,
+    Journal,
+    JournalError,
     LocalModel,
     LocalWorker,
     Message,
@@ -62,11 +68,15 @@ from runtime import (
     PlannerSettings,
     Pool,
     PoolError,
+    Price,
+    Round,
     Run,
+    RunSettings,
     RunState,
     Sampling,
     StepResult,
     StepState,
+    Terms,
     Usage,
     Worker,
     WorkerError,
@@ -77,16 +87,20 @@ from runtime import (
 
 from .config import embedded_pool, load_pool
 from .estimate import Estimate, estimate
-from .orchestrator import Conductor
+from .orchestrator import Conductor, Stream
 from .planner import Planner
 from .prompt import plan_messages
 from .schema import json_schema
 
 __all__ = [
+    "Account",
+    "Budget",
     "Call",
+    "CallCache",
     "Change",
     "Completion",
     "Conductor",
+    "ConductorWorker",
     "Diagnostic",
     "Document",
     "Edit",
@@ -98,6 +112,8 @@ __all__ = [
     "FinishReason",
     "FunctionWorker",
     "Health",
+    "Journal",
+    "JournalError",
     "LayoutMissing",
     "Limits",
     "LocalModel",
@@ -111,12 +127,17 @@ __all__ = [
     "PlannerSettings",
     "Pool",
     "PoolError",
+    "Price",
+    "Round",
     "Run",
+    "RunSettings",
     "RunState",
     "Sampling",
     "Step",
     "StepResult",
     "StepState",
+    "Stream",
+    "Terms",
     "Topology",
     "Usage",
     "Worker",

@@ -108,6 +108,7 @@ def run(
 ) -> None:
     """Answer a query: write a plan, carry it out, print the answer."""
     from grammar import parse_file
+    from runtime import Budget
 
     from .progress import shown
 
@@ -127,7 +128,7 @@ def run(
             worker=worker,
             only=only or (),
             without=without or (),
-            deadline_s=deadline,
+            budget=Budget(seconds=deadline) if deadline else None,
             on_event=on_event,
         ),
     )
@@ -151,6 +152,8 @@ def plan(
     quiet: Quiet = False,
 ) -> None:
     """Write a plan for a query and stop there; `run --plan` carries it out."""
+    from runtime import Budget
+
     from .progress import shown
 
     asked = _query(query)
@@ -162,7 +165,7 @@ def plan(
             asked,
             only=only or (),
             without=without or (),
-            deadline_s=deadline,
+            budget=Budget(seconds=deadline) if deadline else None,
             on_event=on_event,
         ),
         spinner=not quiet,

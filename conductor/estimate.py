@@ -6,7 +6,7 @@ and every step reading such replies. Nothing here opens a connection.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from decimal import Decimal
 from math import ceil
@@ -14,6 +14,8 @@ from typing import Generic, TypeVar
 
 from grammar import Plan, critical_path
 from runtime import (
+    ConductorWorker,
+    Cost,
     Endpoint,
     Message,
     PlannerSettings,
@@ -21,6 +23,9 @@ from runtime import (
     PoolError,
     PoolFile,
     Sampling,
+    Usage,
+    free,
+    published,
     step_messages,
 )
 
@@ -33,7 +38,7 @@ MOST_OUTPUT = 4096
 CHARACTERS_PER_TOKEN = 4
 _DEMAND_TOKENS = 200
 """What the round to repair a plan adds beside the plan itself."""
-_MILLION = 1_000_000
+_ITSELF = "a run inside the step, not in this estimate"
 
 N = TypeVar("N", int, Decimal)
 
@@ -113,10 +118,6 @@ class Estimate:
         return json.dumps(asdict(self), indent=indent, ensure_ascii=False, default=float)
 
 
-Cost = Callable[[int, int], Decimal]
-"""Dollars of a call with so many tokens in and out."""
-
-
 @dataclass(frozen=True, slots=True)
 class _Worker:
     """What an estimate has to know of a worker."""
@@ -140,7 +141,8 @@ class _Worker:
     def dollars(self, given: Range[int], written: Range[int]) -> Range[Decimal] | None:
         if self.cost is None:
             return None
-        return Range(self.cost(given.least, written.least), self.cost(given.most, written.most))
+        least, most = Usage(given.least, written.least), Usage(given.most, written.most)
+        return Range(self.cost(least), self.cost(most))
 
 
 def estimate(
@@ -158,7 +160,7 @@ def estimate(
     Args:
         asked: A plan, or a query.
         pool: The workers. A PoolFile knows most: an Endpoint in a Pool does not tell its limit of
-            tokens, nor its own price.
+            tokens.
         query: What the plan is for; every step reads it.
         env: Where variables are looked up; the process environment by default.
 
@@ -270,8 +272,8 @@ def _planning(planner: _Worker, asked: tuple[Message, ...], sampling: Sampling) 
     short = min(LEAST_OUTPUT, longest)
     dollars = None
     if planner.cost is not None:
-        repaired = planner.cost(once, longest) + planner.cost(again, longest)
-        dollars = Range(planner.cost(once, short), repaired)
+        repaired = planner.cost(Usage(once, longest)) + planner.cost(Usage(again, longest))
+        dollars = Range(planner.cost(Usage(once, short)), repaired)
     return WorkerEstimate(
         planner.name,
         Range(1, 2),
@@ -340,15 +342,18 @@ def _of_file(
 ) -> tuple[dict[str, _Worker], _Worker, PlannerSettings]:
     workers = {}
     for name in file.workers:
+        if name not in file.models:
+            workers[name] = _Worker(name, "", MOST_OUTPUT, None, _ITSELF)
+            continue
         table, missing = file.looked_up(name, env)
         price = table.price
         if price is not None:
-            cost: Cost | None = _own(str(price.input), str(price.output))
+            cost: Cost | None = price.price.cost
             source = "pool file"
         elif table.kind == "local":
-            cost, source = _nothing, "in this process"
+            cost, source = free, "in this process"
         else:
-            cost, source = _published(table.model, table.url)
+            cost, source = published(table.model, table.url)
         most = table.max_tokens or MOST_OUTPUT
         workers[name] = _Worker(name, table.system, most, cost, source, missing)
     settings = file.planner.settings if file.planner else PlannerSettings()
@@ -362,10 +367,17 @@ def _of_file(
 def _of(pool: Pool) -> tuple[dict[str, _Worker], _Worker, PlannerSettings]:
     everyone = {}
     for worker in (*pool, pool.planner):
-        if isinstance(worker, Endpoint):
-            cost, source = _published(worker.model, f"https://{worker.host}/")
+        if isinstance(worker, ConductorWorker):
+            everyone[worker.name] = _Worker(worker.name, "", MOST_OUTPUT, None, _ITSELF)
+            continue
+        price = pool.terms(worker).price
+        if price is not None:
+            cost: Cost | None = price.cost
+            source = "pool"
+        elif isinstance(worker, Endpoint):
+            cost, source = published(worker.model, f"https://{worker.host}/")
         else:
-            cost, source = _nothing, "in this process"
+            cost, source = free, "in this process"
         sampling = getattr(worker, "sampling", Sampling())  # a function has none
         most = sampling.max_tokens or MOST_OUTPUT
         system = getattr(worker, "system", "")
@@ -378,28 +390,3 @@ def _cards(pool: Pool | PoolFile) -> list[str]:
     if isinstance(pool, PoolFile):
         return [table.card for table in pool.workers.values()]
     return [worker.card for worker in pool]
-
-
-def _nothing(given: int, written: int) -> Decimal:
-    return Decimal(0)
-
-
-def _own(given_price: str, written_price: str) -> Cost:
-    """The cost by prices per million tokens, to the last digit."""
-    per_given, per_written = Decimal(given_price), Decimal(written_price)
-    return lambda given, written: (given * per_given + written * per_written) / _MILLION
-
-
-def _published(model: str, url: str) -> tuple[Cost | None, str]:
-    """The cost by what is known of a model at a host, with its tiers; None if nothing is."""
-    from genai_prices import Usage, calc_price  # its own updates stay off: they are never started
-
-    def cost(given: int, written: int) -> Decimal:
-        usage = Usage(input_tokens=given, output_tokens=written)
-        return calc_price(usage, model, provider_api_url=url).total_price
-
-    try:
-        found = calc_price(Usage(input_tokens=1, output_tokens=1), model, provider_api_url=url)
-    except LookupError:
-        return None, "unknown"
-    return cost, f"{found.provider.id} {found.model.id}"

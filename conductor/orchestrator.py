@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -11,16 +12,30 @@ import sniffio
 
 from grammar import Plan, single
 from runtime import (
+    Budget,
+    Cache,
+    CallRetried,
+    Decide,
     Emit,
+    Event,
+    Failure,
+    FailureKind,
+    Journal,
     PlanParsed,
     PlanSource,
     Pool,
     Run,
+    RunStarted,
+    RunState,
     Session,
+    StepDelta,
+    StepResult,
+    StepState,
     Worker,
+    WorkerError,
     carry_out,
+    given,
     no_listener,
-    run_plan,
 )
 
 from .planner import Planner
@@ -40,18 +55,27 @@ class Conductor:
         pool: The workers; the embedded small models if None.
         planner: Who writes plans: a Planner, a worker, or the name of one in the pool. The pool's
             own choice if None.
+        journal: Where runs are kept: every finished call before anything depends on it.
+        cache: Completions to use instead of calls, for training and evaluation.
 
     Enter it (``async with``) to keep connections open from one run to the next.
     """
 
     def __init__(
-        self, pool: Pool | None = None, *, planner: Planner | Worker | str | None = None
+        self,
+        pool: Pool | None = None,
+        *,
+        planner: Planner | Worker | str | None = None,
+        journal: Journal | None = None,
+        cache: Cache | None = None,
     ) -> None:
         if pool is None:
             from .config import embedded_pool
 
             pool = embedded_pool()
         self.pool = pool
+        self.journal = journal
+        self.cache = cache
         if isinstance(planner, str):
             planner = pool[planner]
         if planner is not None and not isinstance(planner, Planner):
@@ -66,7 +90,11 @@ class Conductor:
         worker: str | None = None,
         only: Sequence[str] = (),
         without: Sequence[str] = (),
-        deadline_s: float | None = None,
+        tags: Sequence[str] = (),
+        without_tags: Sequence[str] = (),
+        budget: Budget | None = None,
+        rounds: int | None = None,
+        fallback: Sequence[str] | None = None,
         on_event: Emit = no_listener,
     ) -> Run:
         """Answer a query: decide, carry out, record.
@@ -77,28 +105,44 @@ class Conductor:
             worker: One worker to answer alone, without a plan.
             only: Names of the workers that may be used; all if empty.
             without: Names of workers that may not be used, neither for steps nor to plan.
-            deadline_s: Seconds after which what is under way is stopped.
+            tags: Only workers with all of these tags may be used, also to plan.
+            without_tags: Workers with any of these tags may not be used, neither for steps nor to
+                plan.
+            budget: What the run may take; as the pool says if None.
+            rounds: Most rounds: after each the Conductor sees the answer and keeps it or plans
+                again. As the pool says (usually 1) if None.
+            fallback: Workers that stand in for any that fails; as the pool says if None.
             on_event: Gets every event as it happens.
 
         Returns:
-            The record. A run that comes to no answer is a Run too: see its ``failure``.
+            The record. A run that comes to no answer is a Run too: see its ``failure``, and
+            ``best`` for how far it came.
 
         Raises:
             PlanError: If the given plan names a worker that is not (or may not be) used.
             PoolError: If a name is unknown, or no worker is left.
             ValueError: If both a plan and a worker are given, or the query is empty.
+            JournalError: If the journal can't be written; the run is stopped.
         """
-        if not query.strip():
-            raise ValueError("the query is empty; ask something")
         if plan is not None and worker is not None:
             raise ValueError("both a plan and a worker are given; give one of them")
-        pool = self._pool(only, without)
+        pool = self._pool(only, without, tags, without_tags)
+        planner = self._planner_for(pool)
+        decide: Decide = planner.decide
         if plan is not None:
-            return await run_plan(plan, query, pool, emit=on_event, deadline_s=deadline_s)
-        decide = self._planner_for(pool, without).decide
-        if worker is not None:
+            decide = given(plan.resolve(pool.names), planner.decide)
+        elif worker is not None:
             decide = partial(_pick, pool[worker].name)
-        return await carry_out(query, pool, decide, emit=on_event, deadline_s=deadline_s)
+        return await self._carry_out(
+            query,
+            pool,
+            planner,
+            decide,
+            on_event,
+            budget=budget,
+            rounds=rounds,
+            fallback=fallback,
+        )
 
     async def aplan(
         self,
@@ -106,20 +150,27 @@ class Conductor:
         *,
         only: Sequence[str] = (),
         without: Sequence[str] = (),
-        deadline_s: float | None = None,
+        tags: Sequence[str] = (),
+        without_tags: Sequence[str] = (),
+        budget: Budget | None = None,
         on_event: Emit = no_listener,
     ) -> Run:
         """Let the Conductor model write a plan and go no further; ``Run.plan`` holds it.
 
         Args, Raises: As :meth:`arun`.
         """
-        if not query.strip():
-            raise ValueError("the query is empty; ask something")
-        pool = self._pool(only, without)
-        decide = self._planner_for(pool, without).decide
-        return await carry_out(
-            query, pool, decide, emit=on_event, deadline_s=deadline_s, plan_only=True
+        pool = self._pool(only, without, tags, without_tags)
+        planner = self._planner_for(pool)
+        return await self._carry_out(
+            query, pool, planner, planner.decide, on_event, budget=budget, plan_only=True
         )
+
+    def stream(self, query: str, **options: Any) -> Stream:
+        """:meth:`arun` while it happens: ``async with team.stream("...") as stream``.
+
+        Args: As :meth:`arun`, without ``on_event``.
+        """
+        return Stream(partial(self.arun, query, **options))
 
     def run(self, query: str, **options: Any) -> Run:
         """:meth:`arun` for code that is not async.
@@ -133,6 +184,103 @@ class Conductor:
         """:meth:`aplan` for code that is not async; raises as :meth:`run`."""
         return anyio.run(partial(self.aplan, query, **options), **_no_loop("plan", "aplan"))
 
+    async def aresume(
+        self,
+        run: str,
+        *,
+        budget: Budget | None = None,
+        force: bool = False,
+        on_event: Emit = no_listener,
+    ) -> Run:
+        """Go on with a run of the journal that was stopped: no finished call is made again.
+
+        Steps that had failed are tried again, and so is planning that had come to nothing.
+
+        Args:
+            run: Id of the run, or the beginning of it.
+            budget: What it may take from now on; as it was if None.
+            force: Also if another process seems to work at it.
+            on_event: Gets the events from now on.
+
+        Returns:
+            The whole run; as it is if it had ended with an answer.
+
+        Raises:
+            JournalError: If there is no such run, or another process works at it.
+            PoolError: If the pool lacks a worker of the run.
+        """
+        journal = self._journal()
+        past = journal.run(run)
+        if past.state in (RunState.DONE, RunState.PLANNED):
+            return past
+        pool = self.pool.only(*past.workers)
+        planner = self._planner_for(pool)
+        decide: Decide = planner.decide
+        source = past.rounds[0].source
+        if source is not None and source is not PlanSource.CONDUCTOR and past.rounds[0].plan:
+            decide = given(past.rounds[0].plan, planner.decide)
+        with journal.resumed(past.id, on_event, force=force) as (record, emit):
+            return await self._carry_out(
+                past.query,
+                pool,
+                planner,
+                decide,
+                emit,
+                budget=past.budget if budget is None else budget,
+                rounds=past.most_rounds,
+                past=record,
+            )
+
+    def resume(self, run: str, **options: Any) -> Run:
+        """:meth:`aresume` for code that is not async; raises as :meth:`run` too."""
+        return anyio.run(partial(self.aresume, run, **options), **_no_loop("resume", "aresume"))
+
+    async def arerun(
+        self,
+        run: str | Run,
+        *,
+        from_step: int,
+        worker: str | None = None,
+        budget: Budget | None = None,
+        on_event: Emit = no_listener,
+    ) -> Run:
+        """Carry out a plan again from one step on: it and what reads it; the rest is taken over.
+
+        Args:
+            run: A run, or the id of one in the journal, or the beginning of the id.
+            from_step: The step to do again.
+            worker: Who does it this time.
+            budget: What the new run may take; as the pool says if None.
+            on_event: Gets every event.
+
+        Returns:
+            A run of its own, whose ``parent`` is the id of the old one.
+
+        Raises:
+            ValueError: If the run has no plan, or no such step.
+            JournalError: If there is no such run.
+            PoolError: If the pool lacks a worker of the plan.
+        """
+        old = run if isinstance(run, Run) else self._journal().run(run)
+        plan, taken = redone(old, from_step, worker)
+        pool = self.pool
+        planner = self._planner_for(pool)
+        return await self._carry_out(
+            old.query,
+            pool,
+            planner,
+            given(plan.resolve(pool.names)),
+            on_event,
+            budget=budget,
+            rounds=1,
+            taken=taken,
+            parent=old.id,
+        )
+
+    def rerun(self, run: str | Run, **options: Any) -> Run:
+        """:meth:`arerun` for code that is not async; raises as :meth:`run` too."""
+        return anyio.run(partial(self.arerun, run, **options), **_no_loop("rerun", "arerun"))
+
     async def __aenter__(self) -> Conductor:
         await self.pool.__aenter__()
         return self
@@ -140,22 +288,192 @@ class Conductor:
     async def __aexit__(self, *exc_info: object) -> None:
         await self.pool.__aexit__(*exc_info)
 
-    def _pool(self, only: Sequence[str], without: Sequence[str]) -> Pool:
+    async def _carry_out(
+        self,
+        query: str,
+        pool: Pool,
+        planner: Planner,
+        decide: Decide,
+        on_event: Emit,
+        *,
+        budget: Budget | None = None,
+        rounds: int | None = None,
+        fallback: Sequence[str] | None = None,
+        **more: Any,
+    ) -> Run:
+        if not query.strip():
+            raise ValueError("the query is empty; ask something")
+        settings = pool.settings
+        if fallback is None:
+            fallback = [name for name in settings.fallback if name in pool.names]
+        if self.journal is not None and "past" not in more:
+            on_event = self.journal.before(on_event)
+        return await carry_out(
+            query,
+            pool,
+            decide,
+            emit=on_event,
+            budget=settings.budget if budget is None else budget,
+            rounds=settings.rounds if rounds is None else rounds,
+            fallback=fallback,
+            cache=self.cache,
+            nested=planner.decide,
+            planner=planner.worker.name,
+            **more,
+        )
+
+    def _journal(self) -> Journal:
+        if self.journal is None:
+            raise ValueError("this Conductor has no journal; make it with journal=Journal(path)")
+        return self.journal
+
+    def _pool(
+        self,
+        only: Sequence[str],
+        without: Sequence[str],
+        tags: Sequence[str],
+        without_tags: Sequence[str],
+    ) -> Pool:
         pool = self.pool
+        if tags:
+            pool = pool.tagged(*tags)
+        if without_tags:
+            pool = pool.untagged(*without_tags)
         if without:
-            pool = pool.without(*without)
+            pool = pool.without(*(name for name in without if not pool.excludes(name)))
         if only:
-            pool = pool.only(*(name for name in only if name not in without))
+            pool = pool.only(*(name for name in only if not pool.excludes(name)))
         return pool
 
-    def _planner_for(self, pool: Pool, without: Sequence[str]) -> Planner:
-        if self._planner is None or self._planner.worker.name in without:
+    def _planner_for(self, pool: Pool) -> Planner:
+        if self._planner is None or pool.excludes(self._planner.worker.name):
             return Planner(pool.planner, pool.planning)
         return self._planner
 
 
-async def _pick(name: str, session: Session) -> Plan:
+class Stream:
+    """A run while it happens: iterate over its events; afterwards ``run`` is the whole record.
+
+    Leaving the block stops the run. Events are told as they come; the reader sets no pace.
+    """
+
+    def __init__(self, start: Callable[..., Awaitable[Run]]) -> None:
+        self._start = start
+        self._run: Run | None = None
+        self._error: Exception | None = None
+
+    @property
+    def run(self) -> Run:
+        """The record.
+
+        Raises:
+            RuntimeError: If the run has not ended.
+        """
+        if self._run is None:
+            raise RuntimeError("the run has not ended; read the stream to its end first")
+        return self._run
+
+    async def __aenter__(self) -> Stream:
+        send, self._events = anyio.create_memory_object_stream[Event](float("inf"))
+
+        async def follow() -> None:
+            with send:
+                try:
+                    self._run = await self._start(on_event=send.send_nowait)
+                except Exception as error:  # raised again where the events are read
+                    self._error = error
+
+        self._group = anyio.create_task_group()
+        await self._group.__aenter__()
+        self._group.start_soon(follow)
+        return self
+
+    async def __aexit__(self, *exc_info: Any) -> bool | None:
+        self._group.cancel_scope.cancel()
+        try:
+            return await self._group.__aexit__(*exc_info)
+        finally:
+            self._events.close()
+
+    def __aiter__(self) -> Stream:
+        return self
+
+    async def __anext__(self) -> Event:
+        try:
+            return await self._events.receive()
+        except anyio.EndOfStream:
+            if self._error is not None:
+                raise self._error from None
+            raise StopAsyncIteration from None
+
+    async def text(self) -> AsyncIterator[str]:
+        """Yield the answer's text as it is written, and end with the run.
+
+        What is written by the last step of a plan is the answer, unless a later round follows;
+        with more than one round the answer therefore comes whole, at the end. A call that breaks
+        off is made again; its text goes on where it stood, if the new one begins with the same.
+
+        Raises:
+            WorkerError: If there is no answer, or the text that was given already turned out to be
+                another than the answer's.
+        """
+        final: int | None = None
+        rounds, pieces, told = 1, "", ""
+        async for event in self:
+            match event:
+                case RunStarted():
+                    rounds = event.rounds
+                case PlanParsed():
+                    final = event.plan.final.index
+                case CallRetried() if event.index == final:
+                    pieces = ""
+                case StepDelta() if event.index == final and rounds == 1:
+                    pieces += event.text
+                    if len(pieces) > len(told) and pieces.startswith(told):
+                        yield pieces[len(told) :]
+                        told = pieces
+        run = self.run
+        if run.answer is None:
+            failure = run.failure or Failure(FailureKind.CANCELLED, "the run was stopped")
+            raise WorkerError(failure.kind, failure.message)
+        if not run.answer.startswith(told):
+            told = "the answer was begun anew with other words; what was streamed is void"
+            raise WorkerError(FailureKind.BAD_RESPONSE, told)
+        if len(run.answer) > len(told):
+            yield run.answer[len(told) :]
+
+
+def redone(run: Run, from_step: int, worker: str | None = None) -> tuple[Plan, list[StepResult]]:
+    """Split a run for :meth:`Conductor.arerun`.
+
+    Returns:
+        The plan, with the step's new worker, and the results of the steps that don't depend on it.
+
+    Raises:
+        ValueError: If the run has no plan, or no such step.
+    """
+    plan = run.plan
+    if plan is None:
+        raise ValueError(f"run {run.id} came to no plan, so there is no step to begin at")
+    if not 0 <= from_step < len(plan):
+        raise ValueError(f"there is no step {from_step}; the plan has steps 0 to {len(plan) - 1}")
+    again = {from_step}
+    for step in plan:
+        if not again.isdisjoint(step.access):
+            again.add(step.index)
+    if worker is not None:
+        steps = list(plan.steps)
+        steps[from_step] = replace(steps[from_step], worker=worker)
+        plan = Plan(tuple(steps))
+    kept = (step for step in run.steps if step.index not in again)
+    done = (step for step in kept if step.state is StepState.DONE)
+    return plan, [replace(step, reused=run.id, lost=(), run=None) for step in done]
+
+
+async def _pick(name: str, session: Session) -> Plan | None:
     """Decide for one worker: a plan of one step that hands it the query as it is."""
+    if session.record.number:
+        return None
     plan = single(name, session.query)
     session.emit(PlanParsed(session.now(), plan, PlanSource.PICK))
     return plan

@@ -1,13 +1,15 @@
-"""The Planner: query -> Conductor model -> text -> Plan, with one round to repair."""
+"""The Planner: query -> Conductor model -> text -> Plan, with one round to repair; and, in later
+rounds, the answer so far -> a new plan, or the word to keep it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from grammar import Diagnostic, Limits, Plan, PlanError, decoding_grammar, parse
+from grammar import Limits, Plan, PlanError, decoding_grammar, parse, parse_revision
 from runtime import (
+    Answered,
+    Attempt,
     Call,
-    Completion,
     Failure,
     FailureKind,
     Message,
@@ -24,7 +26,7 @@ from runtime import (
     WorkerError,
 )
 
-from .prompt import plan_messages, repair_messages
+from .prompt import plan_messages, plan_text, repair_messages, revision_messages
 
 _ATTEMPTS = 2
 
@@ -43,52 +45,72 @@ class Planner:
     constrained: bool = True
     """Whether to decode under the grammar where the worker can."""
 
-    async def decide(self, session: Session) -> Plan:
+    async def decide(self, session: Session) -> Plan | None:
         """Come to a plan for the session's query, telling of it in its events.
+
+        In later rounds the model sees the answer so far (see :func:`revision_messages`). What it
+        has written in this round already, before the run was stopped, is not asked for again.
+
+        Returns:
+            The plan; None to keep the answer.
 
         Raises:
             NoPlan: If the model can't be reached, or writes no valid plan in two attempts.
         """
-        names, settings = session.pool.names, self.settings
-        cards = [worker.card for worker in session.pool] if settings.cards else []
-        asked = plan_messages(
-            session.query,
-            len(names),
-            most_steps=settings.most_steps,
-            least_steps=settings.least_steps,
-            cards=cards,
-        )
+        written = list(session.record.round.planning)
+        asked = self._asked(session)
         messages = asked
-        diagnostics: tuple[Diagnostic, ...] = ()
-        for attempt in range(_ATTEMPTS):
-            started = session.now()
-            session.emit(PlanStarted(started, self.worker.name, attempt))
-            completion = await self._ask(session, messages)
-            plan, diagnostics = None, ()
+        for number in range(_ATTEMPTS):
+            new = number == len(written)
+            attempt = await self._write(session, messages, number) if new else written[number]
+            plan, error = None, None
             try:
-                plan = parse(
-                    completion.text, workers=names, limits=Limits(steps=settings.most_steps)
-                )
-            except PlanError as error:
-                diagnostics = error.diagnostics
-                messages = repair_messages(asked, completion.text, error)
-            written = PlanAttempt(
-                self.worker.name,
-                completion.text,
-                completion.usage,
-                session.now() - started,
-                diagnostics,
-            )
-            session.emit(PlanAttempted(session.now(), written))
-            if plan is not None:
-                session.emit(PlanParsed(session.now(), plan, PlanSource.CONDUCTOR))
+                plan = self._read(session, attempt.text)
+            except PlanError as wrong:
+                error = wrong
+                attempt = replace(attempt, diagnostics=error.diagnostics)
+            if new:
+                written.append(attempt)
+                session.emit(PlanAttempted(session.now(), attempt))
+            if error is None:
+                if plan is not None:
+                    session.emit(PlanParsed(session.now(), plan, PlanSource.CONDUCTOR))
                 return plan
-        problem = diagnostics[0].message
+            messages = repair_messages(asked, attempt.text, error)
+        problem = written[-1].diagnostics[0].message
         message = f"{self.worker.name} wrote no valid plan in {_ATTEMPTS} attempts: {problem}"
         raise NoPlan(Failure(FailureKind.NO_PLAN, message))
 
-    async def _ask(self, session: Session, messages: tuple[Message, ...]) -> Completion:
+    def _asked(self, session: Session) -> tuple[Message, ...]:
         settings = self.settings
+        asked = plan_messages(
+            session.query,
+            len(session.pool),
+            most_steps=settings.most_steps,
+            least_steps=settings.least_steps,
+            cards=[worker.card for worker in session.pool] if settings.cards else [],
+        )
+        for earlier in session.record.rounds[:-1]:
+            if earlier.plan is not None and earlier.answer is not None:
+                wrote = earlier.planning[-1].text if earlier.planning else None
+                told = wrote or plan_text(earlier.plan, session.pool.names)
+                asked = revision_messages(asked, told, earlier.answer)
+        return asked
+
+    def _read(self, session: Session, text: str) -> Plan | None:
+        read = parse_revision if session.record.number else parse
+        limits = Limits(steps=self.settings.most_steps)
+        return read(text, workers=session.pool.names, limits=limits)
+
+    async def _write(
+        self, session: Session, messages: tuple[Message, ...], number: int
+    ) -> PlanAttempt:
+        """Have the next attempt written.
+
+        Raises:
+            NoPlan: If there is no completion; the event of the attempt has been told.
+        """
+        settings, name = self.settings, self.worker.name
         grammar = None
         if self.constrained and self.worker.constrains:
             grammar = decoding_grammar(
@@ -96,13 +118,35 @@ class Planner:
                 most_steps=settings.most_steps,
                 least_steps=settings.least_steps,
                 subtask_characters=settings.subtask_characters,
+                keep=session.record.number > 0,
             )
-        call = Call(messages, settings.sampling, grammar)
+        started = session.now()
+        session.emit(PlanStarted(started, name, number))
+        lost: list[Attempt] = []
+        failure: Failure | None = None
+        answered: Answered | None = None
         try:
-            return await session.call(
-                self.worker, call, lambda text: session.emit(PlanDelta(session.now(), text))
+            answered = await session.call(
+                self.worker,
+                Call(messages, settings.sampling, grammar),
+                lambda text: session.emit(PlanDelta(session.now(), text)),
+                lost.append,
             )
         except WorkerError as error:
             failure = error.failure
-            message = f"the planner {self.worker.name}: {failure.message}"
-            raise NoPlan(Failure(failure.kind, message, failure.retry_after_s)) from error
+        seconds = session.now() - started
+        if answered is None:
+            assert failure is not None
+            attempt = PlanAttempt(name, "", None, seconds, failure=failure, lost=tuple(lost))
+            session.emit(PlanAttempted(session.now(), attempt))
+            message = f"the planner {name}: {failure.message}"
+            raise NoPlan(Failure(failure.kind, message, failure.retry_after_s))
+        return PlanAttempt(
+            answered.worker,
+            answered.completion.text,
+            answered.completion.usage,
+            seconds,
+            lost=tuple(lost),
+            dollars=answered.dollars,
+            reused=answered.reused,
+        )

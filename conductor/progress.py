@@ -14,15 +14,20 @@ from rich.text import Text
 
 from grammar import Mark, Plan, terminal_rows, to_terminal, topology, visible
 from runtime import (
+    CallRetried,
     Event,
     Failure,
+    NestedEvent,
     PlanAttempted,
     PlanDelta,
+    PlanKept,
     PlanParsed,
     PlanSource,
     PlanStarted,
     Record,
+    RoundStarted,
     RunFinished,
+    RunResumed,
     RunStarted,
     StepDelta,
     StepFinished,
@@ -90,8 +95,16 @@ class Progress:
         """Take in the next event."""
         self._record.add(event)
         match event:
-            case RunStarted():
+            case RunStarted() | RunResumed():
                 self._zero = monotonic() - event.at
+            case RoundStarted():
+                self._begin_round(event.round)
+            case PlanKept():
+                self._say("the Conductor keeps this answer", "bold")
+            case CallRetried():
+                self._retried(event)
+            case NestedEvent():
+                self._nested(event)
             case PlanStarted():
                 self._note = "" if self._live else self._note
                 self._draft = ""
@@ -117,6 +130,41 @@ class Progress:
                 mark = marks(self._record.run)[result.index]
                 self._plain(f"step {result.index} {mark.state}: {mark.detail}")
             case RunFinished() | PlanAttempted():
+                pass
+
+    def _begin_round(self, number: int) -> None:
+        """Leave the steps of the round before on the screen, and follow the next one."""
+        if self._live is not None and self._plan is not None:
+            self._console.print(self._steps(self._plan))
+        self._plan = None
+        for each in (self._started, self._pieces, self._tail):
+            each.clear()
+        self._say(f"Round {number + 1}: the Conductor looks at the answer", "bold")
+
+    def _retried(self, event: CallRetried) -> None:
+        lost = event.attempt
+        who = "planning" if event.index is None else f"step {event.index}"
+        if event.index is not None:
+            self._pieces.pop(event.index, None)
+            self._tail.pop(event.index, None)
+        then = "again" if event.worker == lost.worker else f"now {event.worker}"
+        wait = f" in {event.wait_s:.1f} s" if event.wait_s else ""
+        self._say(f"{who}: {lost.failure.message}; {then}{wait}", "yellow")
+
+    def _nested(self, event: NestedEvent) -> None:
+        """Tell what the run inside a step is at, in the step's own line."""
+        inner = event.event
+        match inner:
+            case PlanParsed():
+                told = f"plans {len(inner.plan)} steps: {', '.join(map(str, inner.plan.workers))}"
+                self._tail[event.index] = told
+            case StepStarted():
+                self._tail[event.index] = f"step {inner.index} on {inner.worker}"
+            case StepDelta() | PlanDelta():
+                self._pieces[event.index] = self._pieces.get(event.index, 0) + 1
+            case StepFinished(result=result):
+                self._plain(f"step {event.index}.{result.index} {result.state} ({result.worker})")
+            case _:
                 pass
 
     def _plain(self, line: str) -> None:

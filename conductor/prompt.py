@@ -63,6 +63,10 @@ _EXAMPLES: tuple[tuple[str, Plan], ...] = (
 """Out of distribution on purpose: the paper's best variant (its ablation of few-shot examples)."""
 
 
+_LONGEST_ANSWER = 16_384
+"""Characters of an answer that a later round sees, about the 4,096 tokens of the paper's code."""
+
+
 def plan_messages(
     query: str,
     workers: int,
@@ -104,9 +108,36 @@ def repair_messages(asked: tuple[Message, ...], text: str, error: PlanError) -> 
     return (*asked, Message("assistant", text or "(nothing)"), Message("user", demand))
 
 
-def plan_text(plan: Plan) -> str:
-    """Write a plan as the Conductor model does: one line a list, workers by number."""
+def revision_messages(asked: tuple[Message, ...], text: str, answer: str) -> tuple[Message, ...]:
+    """Continue the conversation in a later round: the answer so far, to be kept or done better.
+
+    The conversation form of the Conductor paper's trainer: the model sees its own plan and the last
+    worker's reply, of which the end counts if it is long.
+
+    Args:
+        asked: The conversation up to the plan.
+        text: The plan as the model wrote it.
+        answer: What it led to.
+    """
+    if len(answer) > _LONGEST_ANSWER:
+        answer = "... " + answer[-_LONGEST_ANSWER:]
+    demand = (
+        f"The plan was carried out. The reply of its last step:\n{answer}\n[end of reply]\n"
+        "If that answers the question, keep it: write three empty lists. If not, write a better "
+        "plan; steps that read all steps before them see this reply too."
+    )
+    return (*asked, Message("assistant", text), Message("user", demand))
+
+
+def plan_text(plan: Plan, names: Sequence[str] = ()) -> str:
+    """Write a plan as the Conductor model does: one line a list, workers by number.
+
+    Args:
+        plan: Workers by number, or by name in ``names``.
+        names: The pool, in order.
+    """
     subtasks = ", ".join(f'"{step.subtask}"' for step in plan)
-    workers = ", ".join(str(step.worker) for step in plan)
+    numbers = {name: at for at, name in enumerate(names)}
+    workers = ", ".join(str(numbers.get(str(step.worker), step.worker)) for step in plan)
     access = ", ".join(str(list(step.access)) for step in plan)
     return f"subtasks = [{subtasks}]\nworkers = [{workers}]\naccess = [{access}]\n"

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import anyio
 
-from conductor import Event, FunctionWorker, Message, Plan, Pool, Run, run_plan
+from conductor import Budget, Event, FunctionWorker, Message, Plan, Pool, Run, run_plan
 
 PRICES = {"apple": 0.40, "bread": 3.20, "cheese": 5.75}
 
@@ -41,7 +41,7 @@ async def shop() -> tuple[Run, Run]:
     slow = Plan.of(["Look the prices up.", "Add them up."], ["prices", "slow"], [[], [0]])
     return (
         await run_plan(good, query, pool, emit=tell),
-        await run_plan(slow, query, pool, deadline_s=0.2),
+        await run_plan(slow, query, pool, budget=Budget(seconds=0.2)),
     )
 
 

@@ -25,6 +25,7 @@ def decoding_grammar(
     most_steps: int = 5,
     least_steps: int = 1,
     subtask_characters: int = 160,
+    keep: bool = False,
     form: GrammarForm = "lark",
 ) -> str:
     """Generate the grammar of all plans within the given bounds.
@@ -38,6 +39,7 @@ def decoding_grammar(
         least_steps: Shortest plan, at least 1.
         subtask_characters: Longest subtask, at least 3. A subtask is one line without quotes and
             backslashes.
+        keep: Whether three empty lists are allowed too: in later rounds they keep the answer.
         form: ``"lark"`` is for lark (LALR), and llguidance in Python reads it too;
             ``"llguidance"`` is the same behind the header by which servers tell it from GBNF;
             ``"gbnf"`` is for llama.cpp, and for vLLM and others with xgrammar.
@@ -55,7 +57,7 @@ def decoding_grammar(
     if form == "gbnf" and subtask_characters > _MOST_CHARACTERS:
         message = f"subtasks of {subtask_characters} characters asked for; "
         raise ValueError(message + f"llama.cpp reads at most {_MOST_CHARACTERS}")
-    rules = dict(_rules(workers, range(least_steps, most_steps + 1), subtask_characters))
+    rules = dict(_rules(workers, range(least_steps, most_steps + 1), subtask_characters, keep))
     match form:
         case "lark":
             return _lark(rules)
@@ -115,10 +117,11 @@ _MOST_CHARACTERS = 2000
 
 
 def _rules(
-    workers: int, lengths: range, subtask_characters: int
+    workers: int, lengths: range, subtask_characters: int, keep: bool
 ) -> Iterator[tuple[str, list[list[_Symbol]]]]:
-    yield "start", [[_Ref(f"plan{n}")] for n in lengths]
-    for n in lengths:
+    counts = [*([0] if keep else []), *lengths]
+    yield "start", [[_Ref(f"plan{n}")] for n in counts]
+    for n in counts:
         subtasks = _listed([_Ref("subtask")] * n)
         whose = _listed([_Ref("worker")] * n)
         access = _listed([_Ref(f"access{step}") for step in range(n)])

@@ -159,6 +159,8 @@ class Plan:
         wrong = pool_violations(self.workers, names)
         if wrong:
             raise PlanError(Diagnostic(each.code, each.message, each.hint) for each in wrong)
+        if all(worker in names for worker in self.workers):
+            return self
         return Plan(
             tuple(replace(step, worker=resolved(step.worker, names)) for step in self.steps)
         )

@@ -1,12 +1,18 @@
-"""Carrying a plan out: every step in its own task, started the moment its inputs are done."""
+"""Carrying plans out: every step starts the moment its inputs are done; all that happens is told.
+
+A run is rounds of deciding on a plan and carrying it out. Whatever calls a worker, a step or a
+decider, does so through :meth:`Session.call`, where budget, retries, fallbacks and accounting are.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable
-from dataclasses import replace
+import time
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any
+from decimal import Decimal
+from typing import Protocol
 from uuid import uuid4
 
 import anyio
@@ -17,15 +23,22 @@ from grammar import Plan, Step
 
 from .context import step_messages
 from .errors import Failure, FailureKind, WorkerError
+from .limits import Budget, Guard, Ledger
 from .pool import Pool
 from .run import (
+    Attempt,
+    CallRetried,
     Emit,
     Event,
+    NestedEvent,
+    PlanKept,
     PlanParsed,
     PlanSource,
     Record,
+    RoundStarted,
     Run,
     RunFinished,
+    RunResumed,
     RunStarted,
     RunState,
     StepDelta,
@@ -34,19 +47,21 @@ from .run import (
     StepStarted,
 )
 from .schedule import Schedule, StepState
-from .worker import Call, Completion, OnText, Worker, mended
-
-CallWorker = Callable[[Worker, Call, OnText], Awaitable[Completion]]
-"""How a worker is called. Limits, retries and a journal wrap this one function."""
-
-
-async def call_worker(worker: Worker, call: Call, on_text: OnText) -> Completion:
-    """Call a worker once, as it is."""
-    return await worker.complete(call, on_text)
+from .worker import Call, Completion, ConductorWorker, OnText, Worker, ignore, mended
 
 
 def no_listener(event: Event) -> None:
     """Drop an event: the Run records it anyway."""
+
+
+class Cache(Protocol):
+    """Completions of earlier calls, for training and evaluation; see :class:`runtime.CallCache`."""
+
+    def get(self, worker: Worker, call: Call) -> Completion | None:
+        """The completion of an equal call, if there is one."""
+
+    def put(self, worker: Worker, call: Call, completion: Completion) -> None:
+        """Keep a completion."""
 
 
 async def run_plan(
@@ -55,8 +70,11 @@ async def run_plan(
     pool: Pool,
     *,
     emit: Emit = no_listener,
-    deadline_s: float | None = None,
-    call: CallWorker = call_worker,
+    budget: Budget = Budget(),
+    fallback: Sequence[str] = (),
+    cache: Cache | None = None,
+    taken: Iterable[StepResult] = (),
+    parent: str = "",
 ) -> Run:
     """Carry out a given plan.
 
@@ -65,24 +83,32 @@ async def run_plan(
         query: What the user asked.
         pool: The workers.
         emit: Gets every event as it happens.
-        deadline_s: Seconds after which what is under way is stopped; the run fails, unless it has
-            its answer by then.
-        call: How workers are called.
+        budget: What the run may take. When its seconds are over, what is under way is stopped; the
+            run fails, unless it has its answer by then.
+        fallback: Workers that stand in for any that fails, after its own fallbacks.
+        cache: Completions to use instead of calls.
+        taken: Results of steps of an earlier run, to be taken over instead of calls.
+        parent: Id of that run.
 
     Returns:
         The record, also if steps failed: a dead worker is data, not an exception.
 
     Raises:
         grammar.PlanError: If the plan names a worker that the pool does not have.
+        PoolError: If a fallback is not in the pool.
         Exception: What ``emit`` raised. The run is stopped first, and emits nothing any more.
     """
-    resolved = plan.resolve(pool.names)
-
-    async def given(session: Session) -> Plan:
-        session.emit(PlanParsed(session.now(), resolved, PlanSource.GIVEN))
-        return resolved
-
-    return await carry_out(query, pool, given, emit=emit, deadline_s=deadline_s, call=call)
+    return await carry_out(
+        query,
+        pool,
+        given(plan.resolve(pool.names)),
+        emit=emit,
+        budget=budget,
+        fallback=fallback,
+        cache=cache,
+        taken=taken,
+        parent=parent,
+    )
 
 
 class NoPlan(Exception):
@@ -93,24 +119,107 @@ class NoPlan(Exception):
         super().__init__(failure.message)
 
 
-class Session:
-    """One run under way, as a decider sees it: a clock, an outlet for events, a way to call."""
+def given(plan: Plan, then: Decide | None = None) -> Decide:
+    """Decide for a plan that is there already.
 
-    def __init__(self, query: str, pool: Pool, emit: Emit, call: CallWorker) -> None:
-        self.query = mended(query)
+    Args:
+        plan: With the workers' names.
+        then: Decides in later rounds; the answer of the first one is kept if None.
+    """
+
+    async def decide(session: Session) -> Plan | None:
+        if session.record.number:
+            return await then(session) if then else None
+        session.emit(PlanParsed(session.now(), plan, PlanSource.GIVEN))
+        return plan
+
+    return decide
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """A call that came to a completion."""
+
+    completion: Completion
+    worker: str
+    """Who answered: the one that was asked, or a fallback."""
+    dollars: Decimal | None
+    """None where tokens or price are unknown."""
+    reused: str = ""
+    """As :attr:`runtime.StepResult.reused`."""
+
+
+class Session:
+    """One run under way, as a decider sees it: its record so far, an outlet for events, calls."""
+
+    def __init__(
+        self,
+        query: str,
+        pool: Pool,
+        emit: Emit,
+        *,
+        budget: Budget = Budget(),
+        fallback: Sequence[str] = (),
+        cache: Cache | None = None,
+        nested: Decide | None = None,
+        past: Record | None = None,
+    ) -> None:
+        self.query = query
         self.pool = pool
-        self.record = Record()
+        self.record = past or Record()
+        """What has happened so far. Deciders read it, ``emit`` alone writes it."""
+        self.ledger = Ledger(budget)
         self.scope = anyio.CancelScope()
         """Cancelled by the deadline, or when ``emit`` raises; not by the caller."""
         self.broken: Exception | None = None
         """What ``emit`` raised, if it did."""
+        self.depth = 0
+        """How many runs this one is inside of."""
+        self._fallback = tuple(pool[name].name for name in fallback)
+        self._cache = cache
+        self._nested = nested
         self._emit = emit
-        self._call = call
-        self._zero = anyio.current_time()
+        self._outer: tuple[Session, int] | None = None
+        self._zero = time.monotonic() - self.record.seconds
+
+    def inside(self, index: int, query: str) -> Session | Failure:
+        """Open the run inside a step, or say why there can be none."""
+        most = self.ledger.budget.depth
+        if self._nested is None:
+            told = "the Conductor can't be a worker here: nobody was named who plans"
+            return Failure(FailureKind.EXCLUDED, told)
+        if self.depth >= most:
+            told = f"runs may be nested {most} deep; raise depth in the budget"
+            return Failure(FailureKind.BUDGET, told)
+        pool = self.pool
+        selves = [worker.name for worker in pool if isinstance(worker, ConductorWorker)]
+        if self.depth + 1 >= most:
+            if len(selves) == len(pool):
+                told = "the pool has no worker but the Conductor itself"
+                return Failure(FailureKind.EXCLUDED, told)
+            pool = pool.without(*selves)
+        past = self.record.nested(index)
+        child = Session(query, pool, no_listener, nested=self._nested, past=past)
+        child.ledger, child.scope, child.depth = self.ledger, self.scope, self.depth + 1
+        child._fallback = tuple(name for name in self._fallback if name in pool.names)
+        child._cache = self._cache
+        child._outer = self, index
+        return child
+
+    @property
+    def deadline_s(self) -> float | None:
+        """Seconds that the run may take, if there is a limit."""
+        return self.ledger.budget.seconds
+
+    @property
+    def decide_nested(self) -> Decide:
+        """Decides in the runs inside steps."""
+        assert self._nested is not None
+        return self._nested
 
     def now(self) -> float:
         """Seconds from the start of the run."""
-        return anyio.current_time() - self._zero
+        return time.monotonic() - self._zero
 
     def emit(self, event: Event) -> None:
         """Record an event and pass it on.
@@ -118,6 +227,10 @@ class Session:
         A listener that raises stops the run. It does so here and not by raising through a worker,
         which would be blamed for it.
         """
+        if self._outer is not None:
+            outer, index = self._outer
+            outer.emit(NestedEvent(outer.now(), index, event))
+            return
         self.record.add(event)
         try:
             self._emit(event)
@@ -126,26 +239,139 @@ class Session:
             self._emit = no_listener
             self.scope.cancel()
 
-    async def call(self, worker: Worker, call: Call, on_text: OnText) -> Completion:
-        """Call a worker; its text is mended so that the record can be written.
+    async def call(
+        self,
+        worker: Worker,
+        call: Call,
+        on_text: OnText = ignore,
+        on_lost: Callable[[Attempt], None] = lambda attempt: None,
+        index: int | None = None,
+    ) -> Answered:
+        """Call a worker on its terms; if it fails for good, its fallbacks.
+
+        Args:
+            worker: Who is asked.
+            call: What is asked.
+            on_text: Gets the pieces of the text; mended, so that the record can be written.
+            on_lost: Is told of each call that came to nothing; the text so far is void then.
+            index: The step it is for, if it is for one.
 
         Raises:
-            WorkerError: If there is no completion, whatever the worker raised.
+            WorkerError: If there is no completion, whatever the workers raised.
         """
+        if self._cache is not None and (known := self._cache.get(worker, call)) is not None:
+            on_text(known.text)
+            return Answered(known, worker.name, Decimal(0), "cache")
+        chain = self._chain(worker)
+        told: list[Failure] = []
+        for at, one in enumerate(chain, 1):
+            following = chain[at] if at < len(chain) else None
+            answered = await self._persist(
+                one, call, on_text, on_lost, index, following.name if following else None
+            )
+            if isinstance(answered, Answered):
+                if self._cache is not None and one is worker:
+                    self._cache.put(worker, call, answered.completion)
+                return answered
+            told.append(answered)
+        message = "; then ".join(failure.message for failure in told)
+        raise WorkerError(told[-1].kind, message, retry_after_s=told[-1].retry_after_s)
+
+    def _chain(self, worker: Worker) -> list[Worker]:
+        """The worker and who may stand in for it, each once."""
+        pool = self.pool
+        names = dict.fromkeys((*pool.terms(worker).fallback, *self._fallback))
+        able = (pool[name] for name in names if name != worker.name and name in pool.names)
+        return [worker, *(one for one in able if not isinstance(one, ConductorWorker))]
+
+    async def _persist(
+        self,
+        worker: Worker,
+        call: Call,
+        on_text: OnText,
+        on_lost: Callable[[Attempt], None],
+        index: int | None,
+        following: str | None,
+    ) -> Answered | Failure:
+        """Try one worker as often as its terms say.
+
+        Raises:
+            WorkerError: If the budget is used up: no other worker helps then.
+        """
+        if self.pool.excludes(worker.name):
+            return Failure(FailureKind.EXCLUDED, f"{worker.name} may not be used in this run")
+        guard = self.pool.guard(worker)
+        began, tries = guard.now(), 0
+        while True:
+            started = time.monotonic()
+            failure = guard.refusal(worker)
+            if failure is not None:
+                attempt = Attempt(worker.name, failure, 0.0, dollars=Decimal(0))
+                pointless = following is not None
+            else:
+                made = await self._attempt(guard, worker, call, on_text, on_lost, started)
+                if isinstance(made, Answered):
+                    return made
+                on_lost(made)
+                attempt, failure, pointless = made, made.failure, False
+            tries += 1
+            wait = None if pointless else guard.wait_before(tries, failure, guard.now() - began)
+            if wait is None:
+                if following is not None:
+                    self.emit(CallRetried(self.now(), index, attempt, following, 0.0))
+                return failure
+            self.emit(CallRetried(self.now(), index, attempt, worker.name, wait))
+            await guard.sleep(wait)
+
+    async def _attempt(
+        self,
+        guard: Guard,
+        worker: Worker,
+        call: Call,
+        on_text: OnText,
+        on_lost: Callable[[Attempt], None],
+        started: float,
+    ) -> Answered | Attempt:
+        """Make one call and enter it in the ledger."""
+        over = self.ledger.refusal()
+        if over is not None:
+            raise WorkerError(over.kind, over.message)
+        self.ledger.calls += 1
+        completion: Completion | None = None
+
+        def heard(text: str) -> None:
+            if text:
+                on_text(mended(text))
+
         try:
-            completion = await self._call(worker, call, lambda text: on_text(mended(text)))
-            text = mended(completion.text)
-            return completion if text == completion.text else replace(completion, text=text)
-        except WorkerError:
-            raise
-        except anyio.get_cancelled_exc_class() as error:
+            completion = await guard.attempt(worker, call, heard)
+            if completion.text.strip():
+                text = mended(completion.text)
+                if text != completion.text:
+                    completion = replace(completion, text=text)
+                dollars = self._settle(worker, completion)
+                return Answered(completion, worker.name, dollars)
+            failure = Failure(FailureKind.EMPTY, f"{worker.name} answered with no text")
+        except WorkerError as error:
+            failure = error.failure
+        except anyio.get_cancelled_exc_class():
+            seconds = time.monotonic() - started
             if _cancelled_from_outside():
+                stopped = self.stopped(f"stopped after {seconds:.1f} s")
+                on_lost(Attempt(worker.name, stopped, seconds))
                 raise
-            told = f"{worker.name} was cancelled from inside"
-            raise WorkerError(FailureKind.INTERNAL, told) from error
+            failure = Failure(FailureKind.INTERNAL, f"{worker.name} was cancelled from inside")
         except Exception as error:  # a worker may be anybody's code: its bugs stay in its call
             told = f"{worker.name} raised {type(error).__name__}: {mended(str(error))}"
-            raise WorkerError(FailureKind.INTERNAL, told) from error
+            failure = Failure(FailureKind.INTERNAL, told)
+        dollars = self._settle(worker, completion) if completion is not None else None
+        usage = completion.usage if completion is not None else None
+        return Attempt(worker.name, failure, time.monotonic() - started, usage, dollars)
+
+    def _settle(self, worker: Worker, completion: Completion) -> Decimal | None:
+        dollars = self.pool.cost(worker, completion.usage)
+        self.ledger.settle(completion.usage, dollars)
+        return dollars
 
     def stopped(self, message: str) -> Failure:
         """Say why something was cancelled."""
@@ -169,8 +395,12 @@ def _cancelled_from_outside() -> bool:
     return task is not None and task.cancelling() > 0
 
 
-Decide = Callable[[Session], Awaitable[Plan]]
-"""Comes to a plan, telling of it with events that end in PlanParsed; or raises NoPlan."""
+Decide = Callable[[Session], Awaitable[Plan | None]]
+"""Comes to a plan, telling of it with events that end in PlanParsed; or raises NoPlan.
+
+In later rounds None keeps the answer so far. What ``session.record.round`` holds already, in a run
+that goes on after it was stopped, is not asked for again.
+"""
 
 
 async def carry_out(
@@ -179,33 +409,98 @@ async def carry_out(
     decide: Decide,
     *,
     emit: Emit = no_listener,
-    deadline_s: float | None = None,
-    call: CallWorker = call_worker,
+    budget: Budget = Budget(),
+    rounds: int = 1,
+    fallback: Sequence[str] = (),
+    cache: Cache | None = None,
+    nested: Decide | None = None,
     plan_only: bool = False,
+    planner: str = "",
+    taken: Iterable[StepResult] = (),
+    parent: str = "",
+    past: Record | None = None,
 ) -> Run:
     """Decide on a plan and run it; the one path that every run takes, whoever decides.
 
-    Args and return value are those of :func:`run_plan`; ``decide`` comes to the plan inside the
-    run, so that deadline and record cover it, and with ``plan_only`` the run ends there.
+    Args and return value are those of :func:`run_plan`, and:
+        decide: Comes to the plan inside the run, so that deadline and record cover it.
+        rounds: Most rounds: after each but the last the decider sees the answer so far.
+        nested: Decides in runs inside steps whose worker is the Conductor itself.
+        plan_only: End the run with the first plan.
+        planner: Name of the worker that plans, for the record.
+        past: The record of this same run, which was stopped and goes on: what is done stays. It
+            is written on.
 
     Raises:
+        PoolError: If a fallback is not in the pool.
         Exception: What ``decide``, ``emit`` or opening the pool raised.
     """
-    session = Session(query, pool, emit, call)
-    started = datetime.now(UTC).isoformat(timespec="milliseconds")
-    session.emit(RunStarted(session.now(), uuid4().hex, session.query, pool.names, started))
-    if deadline_s is not None:
-        session.scope.deadline = anyio.current_time() + deadline_s
-    state: RunState = RunState.CANCELLED
-    failure: Failure | None = None
+    session = Session(
+        mended(query),
+        pool,
+        emit,
+        budget=budget,
+        fallback=fallback,
+        cache=cache,
+        nested=nested,
+        past=past,
+    )
+    if past is None or past.started is None:
+        begin: Event = RunStarted(
+            session.now(),
+            uuid4().hex,
+            session.query,
+            pool.names,
+            datetime.now(UTC).isoformat(timespec="milliseconds"),
+            rounds,
+            budget,
+            pool.source,
+            planner,
+            parent,
+        )
+    else:
+        _take_stock(session.ledger, past.run)
+        begin = RunResumed(session.now(), budget)
+    session.emit(begin)
+    if session.broken is not None:  # nothing has been called yet
+        raise session.broken
+    if budget.seconds is not None:
+        session.scope.deadline = anyio.current_time() + budget.seconds
+    await _conduct(session, decide, rounds, {each.index: each for each in taken}, plan_only)
+    if session.broken is not None:
+        raise session.broken
+    return session.record.run
+
+
+def _take_stock(ledger: Ledger, run: Run) -> None:
+    """Enter what a run took before it was stopped."""
+    for account in (*run.accounts.values(), run.orchestration):
+        ledger.calls += account.calls
+        ledger.settle(account.usage, account.dollars)
+    ledger.steps = sum(len(each.plan) for each in run.rounds[:-1] if each.plan)
+
+
+async def _conduct(
+    session: Session,
+    decide: Decide,
+    rounds: int,
+    taken: Mapping[int, StepResult],
+    plan_only: bool = False,
+) -> Failure | None:
+    """Take an opened run to its last event."""
+    state, failure = RunState.CANCELLED, None
     try:
-        async with pool:
-            with session.scope:
-                failure = await _decide_and_run(session, decide, plan_only=plan_only)
-        if session.scope.cancelled_caught and session.record.run.answer is None:
-            failure = session.stopped(f"the deadline of {deadline_s or 0:g} s passed")
+        if session.depth:
+            failure = await _rounds(session, decide, rounds, taken, plan_only)
+        else:
+            async with session.pool:
+                with session.scope:
+                    failure = await _rounds(session, decide, rounds, taken, plan_only)
+            if session.scope.cancelled_caught and session.record.round.answer is None:
+                failure = session.stopped(f"the deadline of {session.deadline_s or 0:g} s passed")
         done = RunState.PLANNED if plan_only else RunState.DONE
-        state = RunState.FAILED if failure else done
+        answered = session.record.run.answer is not None
+        state = RunState.FAILED if failure and not answered else done
     except Exception as error:
         state = RunState.FAILED
         failure = Failure(FailureKind.INTERNAL, mended(f"{type(error).__name__}: {error}"))
@@ -214,19 +509,86 @@ async def carry_out(
         if not plan_only:
             _skip_the_rest(session)
         session.emit(RunFinished(session.now(), state, failure))
-    if session.broken is not None:
-        raise session.broken
-    return session.record.run
+    return failure
 
 
-async def _decide_and_run(session: Session, decide: Decide, *, plan_only: bool) -> Failure | None:
-    try:
-        plan = await decide(session)
-    except NoPlan as undecided:
-        return undecided.failure
-    if plan_only:
-        return None
-    results = await _run_steps(session, plan)
+async def _rounds(
+    session: Session,
+    decide: Decide,
+    rounds: int,
+    taken: Mapping[int, StepResult],
+    plan_only: bool,
+) -> Failure | None:
+    record = session.record
+    while True:
+        plan = record.round.plan
+        if plan is None and not record.round.kept:
+            try:
+                plan = await decide(session)
+            except NoPlan as undecided:
+                return undecided.failure
+            if plan is None:
+                session.emit(PlanKept(session.now()))
+        if plan is None or plan_only:
+            return None
+        failure = session.ledger.room_for(len(plan))
+        if failure is None:
+            failure = await _run_steps(session, plan, taken)
+        if failure is not None or record.number + 1 >= rounds:
+            return failure
+        taken = {}
+        session.emit(RoundStarted(session.now(), record.number + 1))
+
+
+async def _run_steps(
+    session: Session, plan: Plan, taken: Mapping[int, StepResult]
+) -> Failure | None:
+    schedule = Schedule(plan)
+    results: dict[int, StepResult] = {each.index: each for each in session.record.round.steps}
+    previous = next(
+        (each.answer for each in reversed(session.record.rounds[:-1]) if each.answer is not None),
+        None,
+    )
+
+    def settle(result: StepResult) -> None:
+        results[result.index] = result
+        session.emit(StepFinished(session.now(), result))
+
+    for index, result in taken.items():
+        if index not in results:
+            settle(result)
+    texts = {
+        index: result.text for index, result in results.items() if result.state is StepState.DONE
+    }
+    ready = _past(schedule, texts)
+
+    async with anyio.create_task_group() as group:
+
+        async def work(index: int) -> None:
+            """Run a step, and in the same task one that it made ready: a chain is one task.
+
+            A context variable that a worker sets therefore stays set for that next step.
+            """
+            while True:
+                # Workers that never wait would let a plan run past its deadline.
+                await anyio.lowlevel.checkpoint()
+                result = await _run_step(session, plan, plan.steps[index], texts, previous)
+                settle(result)
+                done = result.state is StepState.DONE
+                if done:
+                    texts[index] = result.text
+                for skipped in schedule.finish(index, done=done):
+                    settle(_skipped(plan, skipped, index, session.now()))
+                ready = schedule.start()
+                if not ready:
+                    return
+                index = ready[0]
+                for another in ready[1:]:
+                    group.start_soon(work, another)
+
+        for index in ready:
+            group.start_soon(work, index)
+
     last = results[plan.final.index]
     if last.state is StepState.DONE:
         return None
@@ -236,80 +598,134 @@ async def _decide_and_run(session: Session, decide: Decide, *, plan_only: bool) 
     return Failure(cause.failure.kind, f"{where}: {cause.failure.message}")
 
 
-async def _run_steps(session: Session, plan: Plan) -> dict[int, StepResult]:
-    schedule = Schedule(plan)
-    results: dict[int, StepResult] = {}
-    texts: dict[int, str] = {}
-
-    async with anyio.create_task_group() as group:
-
-        def start_ready() -> None:
-            for index in schedule.start():
-                group.start_soon(run_step, plan.steps[index])
-
-        async def run_step(step: Step) -> None:
-            # Workers that never wait would let a plan run past its deadline.
-            await anyio.lowlevel.checkpoint_if_cancelled()
-            result = await _run_step(session, plan, step, texts)
-            settle(result)
-            done = result.state is StepState.DONE
-            if done:
-                texts[step.index] = result.text
-            for index in schedule.finish(step.index, done=done):
-                settle(_skipped(plan, index, step.index, session.now()))
-            start_ready()
-
-        def settle(result: StepResult) -> None:
-            results[result.index] = result
-            session.emit(StepFinished(session.now(), result))
-
-        start_ready()
-    return results
+def _past(schedule: Schedule, texts: Mapping[int, str]) -> list[int]:
+    """Take the schedule past the steps that are done already; returns those that may start."""
+    ready: list[int] = []
+    while started := schedule.start():
+        for index in started:
+            if index in texts:
+                schedule.finish(index, done=True)
+            else:
+                ready.append(index)
+    return ready
 
 
-async def _run_step(session: Session, plan: Plan, step: Step, texts: dict[int, str]) -> StepResult:
+async def _run_step(
+    session: Session,
+    plan: Plan,
+    step: Step,
+    texts: Mapping[int, str],
+    previous: str | None,
+) -> StepResult:
     """Call one worker and turn whatever happens into a StepResult."""
     worker = session.pool[str(step.worker)]
-    messages = step_messages(plan, step.index, session.query, texts)
+    messages = step_messages(plan, step.index, session.query, texts, previous=previous)
     started = session.now()
     session.emit(StepStarted(started, step.index, worker.name, messages))
     pieces: list[str] = []
+    lost: list[Attempt] = []
+    first_text_s: float | None = None
 
     def on_text(text: str) -> None:
+        nonlocal first_text_s
+        now = session.now()
+        if first_text_s is None:
+            first_text_s = now - started
         pieces.append(text)
-        session.emit(StepDelta(session.now(), step.index, text))
+        session.emit(StepDelta(now, step.index, text))
 
-    def result(state: StepState, text: str, **rest: Any) -> StepResult:
+    def on_lost(attempt: Attempt) -> None:
+        nonlocal first_text_s
+        lost.append(attempt)
+        if attempt.failure.kind not in (FailureKind.DEADLINE, FailureKind.CANCELLED):
+            broken_off[:] = pieces
+            pieces.clear()
+            first_text_s = None
+
+    broken_off: list[str] = []
+
+    def failed(failure: Failure) -> StepResult:
         return StepResult(
-            index=step.index,
-            worker=worker.name,
-            state=state,
-            text=text,
+            step.index,
+            worker.name,
+            StepState.FAILED,
+            text="".join(pieces or broken_off),
             messages=messages,
             started_s=started,
             seconds=session.now() - started,
-            **rest,
+            failure=failure,
+            first_text_s=first_text_s,
+            lost=tuple(lost),
         )
 
-    def failed(failure: Failure, **rest: Any) -> StepResult:
-        return result(StepState.FAILED, "".join(pieces), failure=failure, **rest)
-
     try:
-        completion = await session.call(worker, Call(messages), on_text)
+        if isinstance(worker, ConductorWorker):
+            return await _run_nested(session, step, messages[-1].content, failed, started)
+        answered = await session.call(worker, Call(messages), on_text, on_lost, step.index)
     except WorkerError as error:
         return failed(error.failure)
     except anyio.get_cancelled_exc_class():
         stopped = failed(session.stopped(f"stopped after {session.now() - started:.1f} s"))
         session.emit(StepFinished(session.now(), stopped))
         raise
-    told_of: dict[str, Any] = {
-        "usage": completion.usage,
-        "finish_reason": completion.finish_reason,
-        "model": completion.model,
-    }
-    if not completion.text.strip():
-        return failed(Failure(FailureKind.EMPTY, f"{worker.name} answered with no text"), **told_of)
-    return result(StepState.DONE, completion.text, **told_of)
+    completion = answered.completion
+    return StepResult(
+        step.index,
+        answered.worker,
+        StepState.DONE,
+        completion.text,
+        messages,
+        completion.usage,
+        completion.finish_reason,
+        completion.model,
+        started,
+        session.now() - started,
+        None,
+        None,
+        first_text_s,
+        tuple(lost),
+        answered.dollars,
+        answered.reused,
+    )
+
+
+async def _run_nested(
+    session: Session,
+    step: Step,
+    query: str,
+    failed: Callable[[Failure], StepResult],
+    started: float,
+) -> StepResult:
+    """Let the Conductor itself do a step: a run inside the run."""
+    child = session.inside(step.index, query)
+    if isinstance(child, Failure):
+        return failed(child)
+    past = child.record.started
+    if past is None:
+        outer = session.record.started
+        assert outer is not None
+        name = f"{outer.run}.{session.record.number}.{step.index}"
+        child.emit(
+            RunStarted(
+                child.now(),
+                name,
+                child.query,
+                child.pool.names,
+                datetime.now(UTC).isoformat(timespec="milliseconds"),
+                budget=child.ledger.budget,
+                pool=child.pool.source,
+                planner=outer.planner,
+            )
+        )
+    else:
+        child.emit(RunResumed(child.now(), child.ledger.budget))
+    failure = await _conduct(child, child.decide_nested, 1, {})
+    answer = child.record.run.answer
+    if answer is None:
+        assert failure is not None
+        return failed(failure)
+    blank = failed(Failure(FailureKind.INTERNAL, ""))
+    return replace(blank, state=StepState.DONE, text=answer, failure=None)
 
 
 def _skipped(plan: Plan, index: int, because_of: int, now: float) -> StepResult:
@@ -319,12 +735,12 @@ def _skipped(plan: Plan, index: int, because_of: int, now: float) -> StepResult:
 
 def _skip_the_rest(session: Session) -> None:
     """After the run was stopped: what never started is skipped, so that every step has a result."""
-    run = session.record.run
-    if run.plan is None:
+    current = session.record.round
+    if current.plan is None:
         return
-    settled = {step.index for step in run.steps}
+    settled = {step.index for step in current.steps}
     late = session.stopped("the run was stopped before it could start")
-    for step in run.plan:
+    for step in current.plan:
         if step.index not in settled:
             now = session.now()
             result = StepResult(

@@ -6,6 +6,7 @@
     ├── grammar.PlanError      a text or value is not a valid plan (a ValueError)
     ├── PoolError              the pool, or the file that describes it, is wrong
     ├── ModelError             an in-process model can't be had: not installed, not found
+    ├── JournalError           the journal can't be opened, read or written; a run is not in it
     └── WorkerError            one call of one worker failed; its ``failure`` says how
 
 A failed call is expected and ends as data in a StepResult; the engine is the one place that turns
@@ -24,6 +25,10 @@ class PoolError(Exception):
 
 class ModelError(Exception):
     """An in-process model can't be loaded; the message says what to install or fetch."""
+
+
+class JournalError(Exception):
+    """The journal can't be opened, read or written, or does not hold what is asked for."""
 
 
 class FailureKind(StrEnum):
@@ -51,6 +56,12 @@ class FailureKind(StrEnum):
     """The answer is no completion: not JSON, cut off, of another shape."""
     EMPTY = "empty"
     """The completion has no text."""
+    TRIPPED = "tripped"
+    """The worker failed so often lately that it is left alone for a while."""
+    BUDGET = "budget"
+    """The run has used up what it may take: money, tokens, calls, steps or depth."""
+    EXCLUDED = "excluded"
+    """The worker may not be used in this run."""
     NO_PLAN = "no_plan"
     """What the Conductor model wrote is no plan, also after being told what is wrong with it."""
     INTERNAL = "internal"
@@ -72,6 +83,7 @@ _TRANSIENT = frozenset(
         FailureKind.OVERLOADED,
         FailureKind.BAD_RESPONSE,
         FailureKind.EMPTY,
+        FailureKind.TRIPPED,
     }
 )
 

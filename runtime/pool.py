@@ -11,10 +11,20 @@
     model = "gpt-5"
     key   = "${OPENAI_API_KEY}"     # from the environment, never written down
 
+    concurrency = 8                 # the terms on which it is called, see Terms
+    fallback = ["small"]            # who stands in when it fails
+
     [workers.small]
     kind  = "local"                 # a model in this process
     model = "smollm2-135m-instruct" # packaged name, Hugging Face name or folder
     temperature = 0.7
+
+    [workers.self]
+    kind  = "conductor"             # the Conductor itself: a run inside a step
+
+    [run]                           # optional: what every run may take
+    dollars = 0.50
+    fallback = ["small"]
 """
 
 from __future__ import annotations
@@ -24,7 +34,8 @@ import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AsyncExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from decimal import Decimal
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -35,9 +46,13 @@ from pydantic.json_schema import SkipJsonSchema
 
 from .endpoint import Endpoint, HttpClient
 from .errors import PoolError
+from .limits import Budget, Guard, Terms
 from .local import EngineName, LocalModel, LocalWorker
-from .worker import Sampling, Worker
+from .prices import Cost, Price, free, published
+from .worker import ConductorWorker, Sampling, Usage, Worker
 
+_NOTHING = Decimal(0)
+_EMPTY = "the pool has no workers; a plan needs at least one"
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")
 
 
@@ -57,20 +72,37 @@ class PlannerSettings:
     """How it decodes; 1,024 tokens at most in the paper."""
 
 
+@dataclass(frozen=True, slots=True)
+class RunSettings:
+    """What holds for every run of a pool, unless a run says otherwise."""
+
+    budget: Budget = Budget()
+    rounds: int = 1
+    """Most rounds of planning."""
+    fallback: tuple[str, ...] = ()
+    """Workers that stand in for any that fails, after its own fallbacks."""
+
+
 class Pool:
     """Workers by name, in order; numbers in a plan count this order from 0.
 
-    A pool is a value: ``only`` and ``without`` give smaller ones. Enter it (``async with``) to hold
+    A pool is a value: ``only`` and ``without`` give smaller ones. All of them share what is known
+    of how the workers do (rates, failures in a row). Enter it (``async with``) to hold
     connections open over several runs; a run enters it by itself otherwise.
 
     Args:
         workers: The workers. Names must differ; they start with a letter, then letters, digits,
             dots, dashes or underscores.
-        planner: The worker that writes plans; it need not be in the pool. The first one if None.
+        planner: The worker that writes plans; it need not be in the pool. The first one if None
+            that is not the Conductor itself.
         planning: How plans are asked for.
+        terms: On what terms workers are called, by name or for all. In-process models are not
+            tried again if nothing is said: they would fail in the same way.
+        settings: What holds for every run.
+        source: Where it is from, for the record.
 
     Raises:
-        PoolError: If the pool is empty or a name is bad or taken.
+        PoolError: If the pool is empty, a name is bad or taken, or a fallback is unknown.
     """
 
     def __init__(
@@ -79,6 +111,9 @@ class Pool:
         *,
         planner: Worker | None = None,
         planning: PlannerSettings = PlannerSettings(),
+        terms: Terms | Mapping[str, Terms] | None = None,
+        settings: RunSettings = RunSettings(),
+        source: str = "",
     ) -> None:
         self._workers: dict[str, Worker] = {}
         for worker in workers:
@@ -89,12 +124,38 @@ class Pool:
                 raise PoolError(f"two workers are called {worker.name!r}; names must differ")
             self._workers[worker.name] = worker
         if not self._workers:
-            raise PoolError("the pool has no workers; a plan needs at least one")
-        self.planner = planner or next(iter(self))
+            raise PoolError(_EMPTY)
+        able = (worker for worker in self if not isinstance(worker, ConductorWorker))
+        chosen = planner or next(able, None)
+        if chosen is None:
+            raise PoolError("the pool has no worker but the Conductor itself; add a model")
+        self.planner = chosen
         self.planning = planning
+        self.settings = settings
+        self.source = source
+        self._excluded: frozenset[str] = frozenset()
+        everyone = {**self._workers, chosen.name: chosen}
+        said = dict.fromkeys(everyone, terms) if isinstance(terms, Terms) else terms or {}
+        self._guards = {
+            name: Guard(said.get(name, _usual_terms(worker))) for name, worker in everyone.items()
+        }
+        for name in said:
+            if name not in everyone:
+                raise PoolError(f"there are terms for {name!r}, but no worker is called so")
+        self._costs: dict[str, Cost | None] = {}
+        self._check_fallbacks()
         self._open: anyio.lowlevel.RunVar[list[AsyncExitStack]] = anyio.lowlevel.RunVar(
             f"pool-{id(self)}"
         )
+
+    def _check_fallbacks(self) -> None:
+        chains = {f"workers.{name}": each.terms.fallback for name, each in self._guards.items()}
+        for where, chain in {**chains, "run": self.settings.fallback}.items():
+            for name in chain:
+                if name not in self._workers:
+                    known = ", ".join(self.names)
+                    told = f"no worker is called {name!r}; the pool has: {known}"
+                    raise PoolError(f"{where}.fallback: {told}")
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -119,6 +180,37 @@ class Pool:
     def __len__(self) -> int:
         return len(self._workers)
 
+    def terms(self, worker: Worker) -> Terms:
+        """On what terms a worker, or a planner from elsewhere, is called."""
+        return self.guard(worker).terms
+
+    def guard(self, worker: Worker) -> Guard:
+        """What keeps those terms; one for all smaller pools made from this one."""
+        if worker.name not in self._guards:  # a planner from elsewhere
+            self._guards[worker.name] = Guard(_usual_terms(worker))
+        return self._guards[worker.name]
+
+    def cost(self, worker: Worker, usage: Usage | None) -> Decimal | None:
+        """Dollars for the tokens of one call; None if tokens or price are unknown."""
+        if worker.name not in self._costs:
+            self._costs[worker.name] = self._cost_of(worker)
+        cost = self._costs[worker.name]
+        if cost is free:
+            return _NOTHING
+        return cost(usage) if cost is not None and usage is not None else None
+
+    def _cost_of(self, worker: Worker) -> Cost | None:
+        price = self.terms(worker).price
+        if price is not None:
+            return price.cost
+        if isinstance(worker, Endpoint):
+            return published(worker.model, f"https://{worker.host}/")[0]
+        return free
+
+    def excludes(self, name: str) -> bool:
+        """Whether ``without`` left the worker out, be it as planner."""
+        return name in self._excluded
+
     def only(self, *names: str) -> Pool:
         """Keep the named workers, in the order of this pool.
 
@@ -127,8 +219,7 @@ class Pool:
         """
         for name in names:
             self[name]
-        kept = (worker for worker in self if worker.name in names)
-        return Pool(kept, planner=self.planner, planning=self.planning)
+        return self._part([name for name in self.names if name in names], self._excluded)
 
     def without(self, *names: str) -> Pool:
         """Leave the named workers out, as planner too.
@@ -137,12 +228,54 @@ class Pool:
             PoolError: If a name is unknown or no worker is left.
         """
         for name in names:
-            self[name]
-        left = [worker for worker in self if worker.name not in names]
+            if name != self.planner.name:
+                self[name]
+        left = [name for name in self.names if name not in names]
         if not left:
             raise PoolError(f"without {', '.join(names)} no worker is left in the pool")
-        planner = None if self.planner.name in names else self.planner
-        return Pool(left, planner=planner, planning=self.planning)
+        return self._part(left, self._excluded | set(names))
+
+    def tagged(self, *tags: str) -> Pool:
+        """Keep the workers that have all these tags; the others may not plan either.
+
+        Raises:
+            PoolError: If no worker has them.
+        """
+        known = sorted({tag for worker in self for tag in worker.tags})
+        lacking = [worker.name for worker in self if not set(tags) <= set(worker.tags)]
+        if len(lacking) == len(self):
+            told = f"no worker has the tags {', '.join(tags)}"
+            raise PoolError(f"{told}; the pool has: {', '.join(known) or 'none'}")
+        if self.planner.name not in self._workers and not set(tags) <= set(self.planner.tags):
+            lacking.append(self.planner.name)
+        return self.without(*lacking) if lacking else self
+
+    def untagged(self, *tags: str) -> Pool:
+        """Leave the workers out that have any of these tags, as planner too.
+
+        Raises:
+            PoolError: If no worker is left.
+        """
+        everyone = {worker.name: worker for worker in (*self, self.planner)}
+        hit = [name for name, worker in everyone.items() if set(tags) & set(worker.tags)]
+        return self.without(*hit) if hit else self
+
+    def _part(self, names: list[str], excluded: frozenset[str]) -> Pool:
+        """A smaller pool; the planner stays unless it is excluded."""
+        if not names:
+            raise PoolError(_EMPTY)
+        part = Pool.__new__(Pool)
+        part.__dict__.update(self.__dict__)
+        part._workers = {name: self._workers[name] for name in names}
+        part._excluded = excluded
+        if self.planner.name in excluded:
+            able = (worker for worker in part if not isinstance(worker, ConductorWorker))
+            planner = next(able, None)
+            if planner is None:
+                raise PoolError(f"without {', '.join(sorted(excluded))} nobody is left to plan")
+            part.planner = planner
+        part._open = anyio.lowlevel.RunVar(f"pool-{id(part)}")
+        return part
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
@@ -175,6 +308,10 @@ class Pool:
         return PoolFile.read(path).build(env)
 
 
+def _usual_terms(worker: Worker) -> Terms:
+    return Terms(**_USUAL["local" if isinstance(worker, LocalWorker) else "openai"])
+
+
 class _Table(BaseModel):
     # Inputs stay out of errors, since one may be a key.
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
@@ -203,17 +340,76 @@ class PriceTable(_Table):
     cached: float | None = Field(default=None, ge=0, strict=True, allow_inf_nan=False)
     """Of input that the server had cached; as other input if left out."""
 
+    @property
+    def price(self) -> Price:
+        """The price as a value, to the digits that were written."""
+        cached = None if self.cached is None else Decimal(str(self.cached))
+        return Price(Decimal(str(self.input)), Decimal(str(self.output)), cached)
 
-class WorkerTable(SamplingTable):
-    """What every kind of worker may say of itself."""
 
+class _Named(_Table):
     card: str = ""
     """What it is good at, in a line."""
     tags: tuple[str, ...] = ()
+    """Words to choose or exclude it by."""
+
+
+class ConductorTable(_Named):
+    """The Conductor itself as a worker: a run inside a step."""
+
+    kind: Literal["conductor"]
+
+    @property
+    def model(self) -> str:
+        """What to show where the others show their model."""
+        return "the Conductor itself"
+
+
+_Count = Annotated[int, Field(ge=1, strict=True)]
+_Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class WorkerTable(_Named, SamplingTable):
+    """What every kind of model may say of itself."""
+
     system: str = ""
     """A system message put before every call."""
     price: PriceTable | None = None
     """What it costs; what is published of the model is used if left out."""
+    concurrency: _Count | None = None
+    """Most calls at the same time; more wait their turn."""
+    requests_per_minute: _Count | None = None
+    """Most calls begun in any 60 seconds; more wait."""
+    tokens_per_minute: _Count | None = None
+    """Most tokens, in and out, in any 60 seconds."""
+    retries: int | None = Field(default=None, ge=0, le=20, strict=True)
+    """Further tries after one that may go better next time; 2, and 0 in this process."""
+    retry_base_s: _Seconds | None = None
+    """The first wait is a random part of it; the range doubles with every try."""
+    retry_cap_s: _Seconds | None = None
+    """The longest wait, unless the server asks for a longer one."""
+    retry_total_s: _Seconds | None = None
+    """No try begins later than this after the first one."""
+    first_text_s: _Seconds | None = None
+    """Longest wait for the first piece of text."""
+    silence_s: _Seconds | None = None
+    """Longest wait between two pieces of text."""
+    call_s: _Seconds | None = None
+    """Longest time for a whole call."""
+    trip_after: _Count | None = None
+    """Failures in a row after which it is left alone for open_s."""
+    open_s: _Seconds | None = None
+    """For how long; then one call is let through, and decides how it goes on."""
+    fallback: tuple[str, ...] | None = None
+    """Workers that stand in when all tries came to nothing, in this order."""
+
+    @property
+    def terms(self) -> dict[str, Any]:
+        """The terms that are said, by the names of :class:`Terms`."""
+        said = {each.name: getattr(self, each.name) for each in fields(Terms)}
+        if self.price is not None:
+            said["price"] = self.price.price
+        return {name: value for name, value in said.items() if value is not None}
 
 
 class EndpointTable(WorkerTable):
@@ -270,7 +466,35 @@ class PlannerTable(SamplingTable):
         )
 
 
-Table = Annotated[EndpointTable | LocalTable, Field(discriminator="kind")]
+class RunTable(_Table):
+    """What holds for every run, unless it is asked for otherwise."""
+
+    dollars: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """Most money; what is under way at that moment may go over it."""
+    tokens: _Count | None = None
+    """Most tokens, in and out together."""
+    calls: _Count | None = None
+    """Most calls of workers, the planner's and failed ones included."""
+    seconds: _Seconds | None = None
+    """The deadline."""
+    steps: _Count | None = None
+    """Most steps of all plans together."""
+    depth: int = Field(default=1, ge=0, le=5, strict=True)
+    """How deep runs may be nested: the Conductor as a worker of a step of a step..."""
+    rounds: int = Field(default=1, ge=1, le=10, strict=True)
+    """Most rounds of planning: the Conductor sees the answer and keeps it or plans again."""
+    fallback: tuple[str, ...] = ()
+    """Workers that stand in for any that fails, after its own fallbacks."""
+
+    @property
+    def settings(self) -> RunSettings:
+        """The settings as a value."""
+        dollars = None if self.dollars is None else Decimal(str(self.dollars))
+        budget = Budget(dollars, self.tokens, self.calls, self.seconds, self.steps, self.depth)
+        return RunSettings(budget, self.rounds, self.fallback)
+
+
+Table = Annotated[EndpointTable | LocalTable | ConductorTable, Field(discriminator="kind")]
 
 
 class PoolFile(_Table):
@@ -278,6 +502,7 @@ class PoolFile(_Table):
 
     workers: dict[str, Table] = Field(min_length=1)
     planner: PlannerTable | None = None
+    run: RunTable = RunTable()
     path: SkipJsonSchema[str] = Field(default="pool.toml", exclude=True)
 
     @classmethod
@@ -329,24 +554,46 @@ class PoolFile(_Table):
         client = HttpClient()
         models: dict[tuple[str, str], LocalModel] = {}
         workers = [self.worker(name, env, client, models) for name in self.workers]
-        if self.planner is None:
-            return Pool(workers)
         name = self.planning_worker
         planner = next(worker for worker in workers if worker.name == name)
-        return Pool(workers, planner=planner, planning=self.planner.settings)
+        return Pool(
+            workers,
+            planner=planner,
+            planning=self.planner.settings if self.planner else PlannerSettings(),
+            terms={
+                name: Terms(**{**_USUAL[table.kind], **table.terms})
+                for name, table in self.workers.items()
+                if not isinstance(table, ConductorTable)
+            },
+            settings=self.run.settings,
+            source=self.path,
+        )
+
+    @property
+    def models(self) -> dict[str, EndpointTable | LocalTable]:
+        """The workers that are models: all but the Conductor itself."""
+        return {
+            name: table
+            for name, table in self.workers.items()
+            if not isinstance(table, ConductorTable)
+        }
 
     @property
     def planning_worker(self) -> str:
-        """Name of the worker that plans: the first one if the file does not choose.
+        """Name of the worker that plans: the first model if the file does not choose.
 
         Raises:
-            PoolError: If the file chooses one that it does not have.
+            PoolError: If the file chooses one that it does not have, or that is no model.
         """
         if self.planner is None:
-            return next(iter(self.workers))
-        if self.planner.worker not in self.workers:
-            known = ", ".join(self.workers)
+            if not self.models:
+                raise PoolError("workers: there is none but the Conductor itself; add a model")
+            return next(iter(self.models))
+        if self.planner.worker not in self.models:
+            known = ", ".join(self.models)
             message = f"no worker is called {self.planner.worker!r}; the file has: {known}"
+            if self.planner.worker in self.workers:
+                message = f"{self.planner.worker!r} is the Conductor itself; name the model it is"
             raise PoolError(f"planner.worker: {message}")
         return self.planner.worker
 
@@ -359,7 +606,7 @@ class PoolFile(_Table):
             Its table, with url and model expanded unless a variable of theirs is missing, and the
             names of all variables that are missing, its key's among them.
         """
-        table = self.workers[name]
+        table = self.models[name]
         if isinstance(table, LocalTable):
             return table, ()
         known = os.environ if env is None else env
@@ -385,6 +632,8 @@ class PoolFile(_Table):
             PoolError: If one of its variables is not set.
         """
         table = self.workers[name]
+        if isinstance(table, ConductorTable):
+            return ConductorWorker(name, card=table.card, tags=table.tags)
         if isinstance(table, LocalTable):
             models = {} if models is None else models
             key = (table.model, table.engine)
@@ -418,6 +667,10 @@ class PoolFile(_Table):
         )
 
 
+_USUAL: dict[str, dict[str, Any]] = {
+    "openai": {},
+    "local": {"retries": 0, "trip_after": None},  # it would fail in the same way
+}
 _VARIABLE = re.compile(r"\$(?:\$|\{([A-Za-z_][A-Za-z0-9_]*)\})?")
 
 
@@ -440,18 +693,27 @@ def _expand(text: str, env: Mapping[str, str], where: str) -> str:
     return _VARIABLE.sub(value, text)
 
 
+_TABLES: dict[str, type[_Table]] = {
+    "openai": EndpointTable,
+    "local": LocalTable,
+    "conductor": ConductorTable,
+}
+
+
 def _told(path: str, error: Any) -> str:
     """One line for one problem of a pool file: where, what, and what would be right."""
     location = [str(part) for part in error["loc"]]
     table: type[_Table] = PoolFile
     match location:
         case ["workers", _, kind, *rest]:  # pydantic tells the kind, which is no setting
-            table = LocalTable if kind == "local" else EndpointTable
+            table = _TABLES.get(kind, EndpointTable)
             if rest[:1] == ["price"] and len(rest) > 1:
                 table = PriceTable
             del location[2]
         case ["planner", _, *_]:
             table = PlannerTable
+        case ["run", _, *_]:
+            table = RunTable
     where = ".".join(location)
     match error["type"]:
         case "extra_forbidden":
@@ -471,9 +733,9 @@ def _told(path: str, error: Any) -> str:
         case "value_error":
             what = str(error["ctx"]["error"])
         case "union_tag_not_found":
-            what = 'kind is missing; write kind = "openai" or kind = "local"'
+            what = 'kind is missing; write kind = "openai", "local" or "conductor"'
         case "union_tag_invalid":
-            what = f"kind {error['ctx']['tag']!r} is unknown; possible: openai, local"
+            what = f"kind {error['ctx']['tag']!r} is unknown; possible: {', '.join(_TABLES)}"
         case _:
             what = error["msg"][:1].lower() + error["msg"][1:]
     return f"{path}: {where}: {what}"

@@ -6,8 +6,9 @@ There is no second record. Progress display, journal, server and tests read the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from decimal import Decimal
 from enum import StrEnum
 from functools import lru_cache
 from typing import TYPE_CHECKING, Literal
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Literal
 from grammar import Diagnostic, Mark, Plan, mimebundle
 
 from .errors import Failure
+from .limits import Budget
 from .schedule import StepState
 from .worker import FinishReason, Message, Usage
 
@@ -48,6 +50,20 @@ class PlanSource(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Attempt:
+    """One call that came to nothing; another one may have followed."""
+
+    worker: str
+    failure: Failure
+    seconds: float
+    """How long it took."""
+    usage: Usage | None = None
+    """What the worker counted all the same."""
+    dollars: Decimal | None = None
+    """None where tokens or price are unknown."""
+
+
+@dataclass(frozen=True, slots=True)
 class PlanAttempt:
     """One completion of the Conductor model."""
 
@@ -59,6 +75,14 @@ class PlanAttempt:
     seconds: float
     diagnostics: tuple[Diagnostic, ...] = ()
     """What was wrong with it; empty if it is the plan."""
+    failure: Failure | None = None
+    """Why there is no completion, if the call failed."""
+    lost: tuple[Attempt, ...] = ()
+    """The calls that came to nothing, before this one or in place of it."""
+    dollars: Decimal | None = None
+    """What the completion cost; None where tokens or price are unknown."""
+    reused: str = ""
+    """As :attr:`StepResult.reused`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +91,7 @@ class StepResult:
 
     index: int
     worker: str
+    """Who answered: the plan's worker, or the fallback that stood in for it."""
     state: StepState
     """done, failed or skipped."""
     text: str = ""
@@ -84,6 +109,17 @@ class StepResult:
     """Why it failed; for a skipped step, what stopped the run before it could start."""
     because_of: int | None = None
     """For a skipped step, the failed step that is the reason, if one is."""
+    first_text_s: float | None = None
+    """Seconds from the start of the step to the first piece of its text."""
+    lost: tuple[Attempt, ...] = ()
+    """The calls that came to nothing: before the one that did, or all if the step failed."""
+    dollars: Decimal | None = None
+    """What the completion cost; None where tokens or price are unknown."""
+    reused: str = ""
+    """Where the completion was taken from instead of a call: "cache", or the id of another run.
+    What it cost then is no cost of this run."""
+    run: Run | None = None
+    """The nested run, if the worker was the Conductor itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +135,38 @@ class RunStarted:
     """Names of the pool, in order: what numbers in the Conductor's text meant."""
     started: str
     """Date and time, ISO 8601, UTC."""
+    rounds: int = 1
+    """Most rounds of planning."""
+    budget: Budget = Budget()
+    """What it may take."""
+    pool: str = ""
+    """Where the pool is from: a path, "embedded", or empty if it was made in Python."""
+    planner: str = ""
+    """Name of the worker that plans."""
+    parent: str = ""
+    """Id of the run that this one repeats in part."""
     kind: Literal["run_started"] = "run_started"
+
+
+@dataclass(frozen=True, slots=True)
+class RunResumed:
+    """A run that had been stopped goes on: done steps stay, all others are open again."""
+
+    at: float
+    """Goes on from the last event; the time between does not count."""
+    budget: Budget = Budget()
+    """What it may take from now on: the seconds begin anew, the rest counts from the start."""
+    kind: Literal["run_resumed"] = "run_resumed"
+
+
+@dataclass(frozen=True, slots=True)
+class RoundStarted:
+    """A further round: the Conductor sees the answer so far and keeps it or plans again."""
+
+    at: float
+    round: int
+    """From 1: the first round starts with the run."""
+    kind: Literal["round_started"] = "round_started"
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +209,33 @@ class PlanParsed:
 
 
 @dataclass(frozen=True, slots=True)
+class PlanKept:
+    """The Conductor keeps the answer of the round before."""
+
+    at: float
+    kind: Literal["plan_kept"] = "plan_kept"
+
+
+@dataclass(frozen=True, slots=True)
+class CallRetried:
+    """A call came to nothing and is made again, by the same worker or a fallback.
+
+    Text that it gave before it broke off is void.
+    """
+
+    at: float
+    index: int | None
+    """The step; None if it was the Conductor's call."""
+    attempt: Attempt
+    """What came to nothing."""
+    worker: str
+    """Who is called next."""
+    wait_s: float
+    """How long that is put off, in seconds."""
+    kind: Literal["call_retried"] = "call_retried"
+
+
+@dataclass(frozen=True, slots=True)
 class StepStarted:
     """A step's inputs are done and its worker has been called."""
 
@@ -181,19 +275,81 @@ class RunFinished:
     kind: Literal["run_finished"] = "run_finished"
 
 
+@dataclass(frozen=True, slots=True)
+class NestedEvent:
+    """Something happened in the run inside a step: the Conductor is its worker."""
+
+    at: float
+    """On the clock of the outer run."""
+    index: int
+    """The step."""
+    event: Event
+    kind: Literal["nested_event"] = "nested_event"
+
+
 Event = (
     RunStarted
+    | RunResumed
+    | RoundStarted
     | PlanStarted
     | PlanDelta
     | PlanAttempted
     | PlanParsed
+    | PlanKept
+    | CallRetried
     | StepStarted
     | StepDelta
     | StepFinished
+    | NestedEvent
     | RunFinished
 )
 Emit = Callable[[Event], None]
 """Takes each event as it happens. Must not block."""
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """One plan of a run and what became of it. Most runs have one round."""
+
+    planning: tuple[PlanAttempt, ...] = ()
+    """The Conductor's completions, the last one the plan; empty if no model planned."""
+    plan: Plan | None = None
+    source: PlanSource | None = None
+    steps: tuple[StepResult, ...] = ()
+    """Results so far, by index; all of them once the run is finished."""
+    kept: bool = False
+    """Whether the Conductor kept the answer of the round before; there is no plan then."""
+
+    @property
+    def answer(self) -> str | None:
+        """The completion of the last step; None if there is none."""
+        if self.plan is None or not self.steps:
+            return None
+        last = self.steps[-1]
+        answered = last.index == self.plan.final.index and last.state is StepState.DONE
+        return last.text if answered else None
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """What calls took. Calls whose completion was reused are not in it: nothing was called."""
+
+    calls: int = 0
+    """Calls that were made, those that came to nothing included."""
+    failed: int = 0
+    usage: Usage = Usage()
+    dollars: Decimal = Decimal(0)
+    unpriced: int = 0
+    """Calls with an unknown cost: it is not in ``dollars``."""
+
+    def __add__(self, other: Account) -> Account:
+        return Account(
+            self.calls + other.calls,
+            self.failed + other.failed,
+            self.usage + other.usage,
+            self.dollars + other.dollars,
+            self.unpriced + other.unpriced,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,32 +364,105 @@ class Run:
     """Date and time, ISO 8601, UTC."""
     state: RunState = RunState.RUNNING
     seconds: float = 0.0
-    planning: tuple[PlanAttempt, ...] = ()
-    """The Conductor's completions, the last one the plan; empty if no model planned."""
-    plan: Plan | None = None
-    source: PlanSource | None = None
-    steps: tuple[StepResult, ...] = ()
-    """Results so far, by index; all of them once the run is finished."""
+    rounds: tuple[Round, ...] = (Round(),)
+    """From the first to the last; a run begins with its first."""
     failure: Failure | None = None
+    """Why there is no answer; if there is one, why the last round came to nothing."""
+    pool: str = ""
+    """Where the pool is from: a path, "embedded", or empty if it was made in Python."""
+    planner: str = ""
+    """Name of the worker that plans."""
+    budget: Budget = Budget()
+    most_rounds: int = 1
+    parent: str = ""
+    """Id of the run that this one repeats in part."""
 
     @property
     def answer(self) -> str | None:
-        """The completion of the last step; None if the run has none (see ``failure``)."""
-        if self.plan is None or not self.steps:
-            return None
-        last = self.steps[-1]
-        answered = last.index == self.plan.final.index and last.state is StepState.DONE
-        return last.text if answered else None
+        """The answer of the last round that has one; None if none has (see ``failure``)."""
+        for each in reversed(self.rounds):
+            if (answer := each.answer) is not None:
+                return answer
+        return None
+
+    @property
+    def best(self) -> StepResult | None:
+        """The step that comes nearest to an answer: its own if there is one, else the last done.
+
+        None if no step is done.
+        """
+        for each in reversed(self.rounds):
+            done = [step for step in each.steps if step.state is StepState.DONE]
+            if done and (each.answer is not None or self.answer is None):
+                return done[-1]
+        return None
+
+    @property
+    def current(self) -> Round:
+        """The last round that has a plan; the first one if none has."""
+        planned = [each for each in self.rounds if each.plan is not None]
+        return planned[-1] if planned else self.rounds[0]
+
+    @property
+    def plan(self) -> Plan | None:
+        """The last plan."""
+        return self.current.plan
+
+    @property
+    def source(self) -> PlanSource | None:
+        """Who decided on the last plan."""
+        return self.current.source
+
+    @property
+    def steps(self) -> tuple[StepResult, ...]:
+        """Results of the last plan so far, by index."""
+        return self.current.steps
+
+    @property
+    def planning(self) -> tuple[PlanAttempt, ...]:
+        """The Conductor's completions of all rounds."""
+        return tuple(attempt for each in self.rounds for attempt in each.planning)
 
     @property
     def usage(self) -> Usage:
         """Tokens of all steps, planning apart."""
-        return sum((step.usage for step in self.steps if step.usage), Usage())
+        return sum((each.usage for each in self.accounts.values()), Usage())
 
     @property
     def planning_usage(self) -> Usage:
         """Tokens of the Conductor model."""
-        return sum((each.usage for each in self.planning if each.usage), Usage())
+        return self.orchestration.usage
+
+    @property
+    def dollars(self) -> Decimal:
+        """What it cost, planning included; calls of unknown price are not in it."""
+        return sum((each.dollars for each in self.accounts.values()), self.orchestration.dollars)
+
+    @property
+    def accounts(self) -> dict[str, Account]:
+        """What each worker took for steps, nested runs included, planning apart."""
+        found: dict[str, Account] = {}
+        for worker, each in self._step_calls():
+            found[worker] = found.get(worker, Account()) + each
+        return found
+
+    @property
+    def orchestration(self) -> Account:
+        """What planning took, in nested runs too."""
+        own = (each for attempt in self.planning for each in _planning_calls(attempt))
+        nested = (each.run.orchestration for each in self._results() if each.run)
+        return sum((*own, *nested), Account())
+
+    def _results(self) -> Iterator[StepResult]:
+        return (step for each in self.rounds for step in each.steps)
+
+    def _step_calls(self) -> Iterator[tuple[str, Account]]:
+        for step in self._results():
+            yield from ((each.worker, _lost(each)) for each in step.lost)
+            if step.run is not None:
+                yield from step.run._step_calls()
+            elif step.state is StepState.DONE and not step.reused:
+                yield step.worker, _account(step.usage, step.dollars)
 
     def to_json(self, *, indent: int | None = None) -> str:
         """Write the run as JSON; :meth:`from_json` gives an equal Run."""
@@ -254,6 +483,20 @@ class Run:
         said = self.answer or (self.failure.message if self.failure else "")
         text = f"{told}\n{said}" if said else told
         return mimebundle(self.plan, text, marks=marks(self))
+
+
+def _account(usage: Usage | None, dollars: Decimal | None, failed: int = 0) -> Account:
+    return Account(1, failed, usage or Usage(), dollars or Decimal(0), int(dollars is None))
+
+
+def _lost(attempt: Attempt) -> Account:
+    return _account(attempt.usage, attempt.dollars, failed=1)
+
+
+def _planning_calls(attempt: PlanAttempt) -> Iterator[Account]:
+    yield from map(_lost, attempt.lost)
+    if attempt.failure is None and not attempt.reused:
+        yield _account(attempt.usage, attempt.dollars)
 
 
 def marks(run: Run) -> dict[int, Mark]:
@@ -293,17 +536,51 @@ def fold(events: Iterable[Event]) -> Run:
     return record.run
 
 
-@dataclass(slots=True)
+class _OpenRound:
+    """A round under way."""
+
+    __slots__ = ("kept", "nested", "parsed", "planning", "steps")
+
+    def __init__(self) -> None:
+        self.planning: list[PlanAttempt] = []
+        self.parsed: PlanParsed | None = None
+        self.steps: dict[int, StepResult] = {}
+        self.nested: dict[int, Record] = {}
+        self.kept = False
+
+    def reopen(self, *, planned: bool) -> None:
+        """Forget what did not come to an end; and attempts to plan that came to nothing."""
+        self.steps = {
+            index: step for index, step in self.steps.items() if step.state is StepState.DONE
+        }
+        if planned and self.parsed is None:
+            self.planning.clear()
+
+    @property
+    def round(self) -> Round:
+        return Round(
+            planning=tuple(self.planning),
+            plan=self.parsed.plan if self.parsed else None,
+            source=self.parsed.source if self.parsed else None,
+            steps=tuple(self._result(index) for index in sorted(self.steps)),
+            kept=self.kept,
+        )
+
+    def _result(self, index: int) -> StepResult:
+        result = self.steps[index]
+        return replace(result, run=self.nested[index].run) if index in self.nested else result
+
+
 class Record:
     """A Run under way: takes events one by one, in constant time each."""
 
-    _start: RunStarted | None = None
-    _seconds: float = 0.0
-    _state: RunState = RunState.RUNNING
-    _failure: Failure | None = None
-    _planning: list[PlanAttempt] = field(default_factory=list)
-    _plan: PlanParsed | None = None
-    _steps: dict[int, StepResult] = field(default_factory=dict)
+    def __init__(self) -> None:
+        self._start: RunStarted | None = None
+        self._seconds = 0.0
+        self._state = RunState.RUNNING
+        self._failure: Failure | None = None
+        self._budget = Budget()
+        self._rounds = [_OpenRound()]
 
     def add(self, event: Event) -> None:
         """Take in the next event.
@@ -315,18 +592,58 @@ class Record:
             raise ValueError(f"{event.kind} is out of order: a run begins with one run_started")
         self._seconds = event.at
         match event:
-            case RunStarted():
-                self._start = event
-            case PlanAttempted():
-                self._planning.append(event.attempt)
-            case PlanParsed():
-                self._plan = event
+            case StepDelta() | PlanDelta() | StepStarted() | PlanStarted() | CallRetried():
+                pass  # passing states: what they announce arrives whole with a later event
             case StepFinished():
-                self._steps[event.result.index] = event.result
+                self._rounds[-1].steps[event.result.index] = event.result
+            case NestedEvent():
+                self.nested(event.index).add(event.event)
+            case RunStarted():
+                self._start, self._budget = event, event.budget
+            case PlanAttempted():
+                self._rounds[-1].planning.append(event.attempt)
+            case PlanParsed():
+                self._rounds[-1].parsed = event
+            case PlanKept():
+                self._rounds[-1].kept = True
+            case RoundStarted():
+                self._rounds.append(_OpenRound())
+            case RunResumed():
+                finished = self._state is not RunState.RUNNING
+                self._rounds[-1].reopen(planned=finished)
+                self._state, self._failure = RunState.RUNNING, None
+                self._budget = event.budget
             case RunFinished():
                 self._state, self._failure = event.state, event.failure
-            case PlanStarted() | PlanDelta() | StepStarted() | StepDelta():
-                pass  # passing states: what they announce arrives whole with a later event
+
+    def nested(self, index: int) -> Record:
+        """The record of the run inside a step of the present round."""
+        return self._rounds[-1].nested.setdefault(index, Record())
+
+    @property
+    def started(self) -> RunStarted | None:
+        """The first event, once it is there."""
+        return self._start
+
+    @property
+    def seconds(self) -> float:
+        """Time of the last event."""
+        return self._seconds
+
+    @property
+    def number(self) -> int:
+        """Number of the present round, from 0."""
+        return len(self._rounds) - 1
+
+    @property
+    def round(self) -> Round:
+        """The present round so far."""
+        return self._rounds[-1].round
+
+    @property
+    def rounds(self) -> tuple[Round, ...]:
+        """All rounds so far."""
+        return tuple(each.round for each in self._rounds)
 
     @property
     def run(self) -> Run:
@@ -344,9 +661,11 @@ class Record:
             started=self._start.started,
             state=self._state,
             seconds=self._seconds,
-            planning=tuple(self._planning),
-            plan=self._plan.plan if self._plan else None,
-            source=self._plan.source if self._plan else None,
-            steps=tuple(self._steps[index] for index in sorted(self._steps)),
+            rounds=self.rounds,
             failure=self._failure,
+            pool=self._start.pool,
+            planner=self._start.planner,
+            budget=self._budget,
+            most_rounds=self._start.rounds,
+            parent=self._start.parent,
         )

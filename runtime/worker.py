@@ -116,7 +116,8 @@ class Health:
 
 
 OnText = Callable[[str], None]
-"""Receives each piece of a completion as it is written. Must not block."""
+"""Receives each piece of a completion as it is written; an empty piece only says that the worker is
+at it, as while it reasons. Must not block."""
 
 
 def ignore(text: str) -> None:
@@ -242,6 +243,47 @@ class FunctionWorker:
     async def check(self) -> Health:
         """A function is always there."""
         return Health(True, "a Python function")
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        pass
+
+
+class ConductorWorker:
+    """The Conductor itself as a worker: its step is a run of its own, inside the run of the plan.
+
+    It never answers a call: the engine plans and carries out instead, with the pool and the decider
+    of the run at hand, as deep as the run's budget allows.
+    """
+
+    constrains = False
+
+    def __init__(
+        self, name: str = "conductor", *, card: str = "", tags: Sequence[str] = ()
+    ) -> None:
+        self.name = name
+        self.card = card or "plans its part and has it done by the others"
+        self.tags = tuple(tags)
+
+    @property
+    def identity(self) -> str:
+        """The Conductor has none of its own: what it answers depends on the whole pool."""
+        return f"conductor {self.name}"
+
+    async def complete(self, call: Call, on_text: OnText = ignore) -> Completion:
+        """Refuse: there is nothing to plan with outside a run.
+
+        Raises:
+            WorkerError: Always.
+        """
+        told = f"{self.name} is the Conductor itself and works as a step of a plan only"
+        raise WorkerError(FailureKind.REJECTED, told)
+
+    async def check(self) -> Health:
+        """Ready as soon as the others are."""
+        return Health(True, "the Conductor itself: a run inside a step")
 
     async def __aenter__(self) -> Self:
         return self

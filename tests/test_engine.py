@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Sequence
+from decimal import Decimal
 from typing import Any, Self
 
 import anyio
@@ -16,6 +17,8 @@ from hypothesis import strategies as st
 
 from grammar import Plan, PlanError, chain, single
 from runtime import (
+    Account,
+    Budget,
     Call,
     Completion,
     Event,
@@ -40,10 +43,10 @@ from runtime import (
     StepResult,
     StepStarted,
     StepState,
+    Terms,
     Usage,
     Worker,
     WorkerError,
-    call_worker,
     carry_out,
     fold,
     run_plan,
@@ -51,6 +54,7 @@ from runtime import (
 
 pytestmark = pytest.mark.anyio
 
+ONCE = Terms(retries=0)
 DONE, FAILED, SKIPPED = StepState.DONE, StepState.FAILED, StepState.SKIPPED
 
 
@@ -132,7 +136,8 @@ class Typist:
 
 
 def pool_of(**functions: Any) -> Pool:
-    return Pool(FunctionWorker(name, function) for name, function in functions.items())
+    workers = (FunctionWorker(name, function) for name, function in functions.items())
+    return Pool(workers, terms=ONCE)
 
 
 def states(run: Run) -> tuple[StepState, ...]:
@@ -296,6 +301,8 @@ async def test_a_custom_worker_writes_piece_by_piece() -> None:
         "typist-1",
         step.started_s,
         step.seconds,
+        first_text_s=step.first_text_s,
+        dollars=Decimal(0),
     )
     assert 0 <= step.started_s <= step.started_s + step.seconds <= run.seconds
     assert (typist.holders, typist.entered) == (0, 1)
@@ -321,7 +328,7 @@ async def test_every_random_run_keeps_its_record(data: st.DataObject) -> None:
         return FunctionWorker(f"w{index}", function)
 
     events: list[Event] = []
-    pool = Pool(worker(index) for index in range(size))
+    pool = Pool((worker(index) for index in range(size)), terms=ONCE)
     run = await run_plan(plan, "q", pool, emit=events.append)
 
     lost: set[int] = set()
@@ -449,7 +456,7 @@ async def test_a_failing_step_takes_only_its_readers_along(
 ) -> None:
     """Siblings go on to the answer; what reads the step is skipped and says because of whom."""
     plan = Plan.of(list("abcde"), ["x", "w", "w", "w", "w"], [[], [], [0], [2], [1]])
-    pool = Pool([worker, FunctionWorker("w", say)])
+    pool = Pool([worker, FunctionWorker("w", say)], terms=ONCE)
 
     run = await run_plan(plan, "q", pool)
 
@@ -469,7 +476,7 @@ async def test_a_failed_step_keeps_what_was_written_and_spent() -> None:
             raise WorkerError(FailureKind.UNREACHABLE, "gone")
 
     plan = Plan.of(["a", "b"], ["typist", "x"], [[], []])
-    run = await run_plan(plan, "q", Pool([Stuttering(""), FunctionWorker("x", blank)]))
+    run = await run_plan(plan, "q", Pool([Stuttering(""), FunctionWorker("x", blank)], terms=ONCE))
 
     assert ("half a te", Failure(FailureKind.UNREACHABLE, "gone")) == (
         run.steps[0].text,
@@ -519,7 +526,7 @@ async def test_a_deadline_stops_what_runs_and_skips_the_rest() -> None:
     plan = Plan.of(list("abcd"), list("abcd"), [[], [], [0], [2]])
     gates._open["b"].set()
 
-    run = await run_plan(plan, "q", gates.pool, deadline_s=0.05, emit=events.append)
+    run = await run_plan(plan, "q", gates.pool, budget=Budget(seconds=0.05), emit=events.append)
 
     assert states(run) == (FAILED, DONE, SKIPPED, SKIPPED)
     assert set(gates.started) == {"a", "b"}
@@ -539,7 +546,7 @@ async def test_a_deadline_stops_what_runs_and_skips_the_rest() -> None:
 
 async def test_a_deadline_in_the_past_calls_nobody() -> None:
     """Also workers that never wait do not start any more."""
-    run = await run_plan(chain(["a", "b"], ["w"]), "q", pool_of(w=say), deadline_s=0)
+    run = await run_plan(chain(["a", "b"], ["w"]), "q", pool_of(w=say), budget=Budget(seconds=0))
 
     assert states(run) == (SKIPPED, SKIPPED)
     assert Failure(FailureKind.DEADLINE, "the deadline of 0 s passed") == run.failure
@@ -558,7 +565,7 @@ async def test_workers_that_never_wait_do_not_outrun_the_deadline() -> None:
         return "x"
 
     plan = chain([f"do {i}" for i in range(1_000)], ["w"])
-    run = await run_plan(plan, "q", pool_of(w=spin), deadline_s=0.02)
+    run = await run_plan(plan, "q", pool_of(w=spin), budget=Budget(seconds=0.02))
 
     assert calls < 1_000
     assert run.state == RunState.FAILED
@@ -569,7 +576,7 @@ async def test_an_answer_that_is_there_survives_the_deadline() -> None:
     """A step that nobody reads may hang; the run still has its answer."""
     plan = Plan.of(["a", "b"], ["slow", "w"], [[], []])
 
-    run = await run_plan(plan, "q", pool_of(slow=hang, w=say), deadline_s=0.05)
+    run = await run_plan(plan, "q", pool_of(slow=hang, w=say), budget=Budget(seconds=0.05))
 
     assert states(run) == (FAILED, DONE)
     assert (run.state, run.answer, run.failure) == (RunState.DONE, "said", None)
@@ -577,7 +584,7 @@ async def test_an_answer_that_is_there_survives_the_deadline() -> None:
 
 async def test_a_deadline_that_is_kept_changes_nothing() -> None:
     """The run is done and the deadline forgotten."""
-    run = await run_plan(single("w", "q"), "q", pool_of(w=say), deadline_s=60)
+    run = await run_plan(single("w", "q"), "q", pool_of(w=say), budget=Budget(seconds=60))
 
     assert (run.state, run.answer) == (RunState.DONE, "said")
 
@@ -589,7 +596,7 @@ async def test_the_deadline_covers_the_decision() -> None:
         await anyio.sleep_forever()
         raise AssertionError
 
-    run = await carry_out("q", pool_of(w=say), ponder, deadline_s=0.01)
+    run = await carry_out("q", pool_of(w=say), ponder, budget=Budget(seconds=0.01))
 
     assert (run.state, run.plan, run.steps) == (RunState.FAILED, None, ())
     assert Failure(FailureKind.DEADLINE, "the deadline of 0.01 s passed") == run.failure
@@ -633,7 +640,9 @@ async def test_the_callers_own_deadline_is_a_cancellation() -> None:
     """A scope around the run cancels it; the scope's owner gets control back."""
     events: list[Event] = []
     with anyio.move_on_after(0.02) as scope:
-        await run_plan(single("w", "q"), "q", pool_of(w=hang), emit=events.append, deadline_s=60)
+        await run_plan(
+            single("w", "q"), "q", pool_of(w=hang), emit=events.append, budget=Budget(seconds=60)
+        )
 
     assert scope.cancelled_caught
     assert outline(events)[-1] == ("run_finished", "cancelled")
@@ -713,27 +722,31 @@ async def test_with_plan_only_nothing_is_carried_out() -> None:
     assert (RunState.PLANNED, plan, (), []) == (run.state, run.plan, run.steps, gates.started)
 
 
-# -- the seam, and the pool -----------------------------------------------------------------------
+# -- the cache, and the pool -----------------------------------------------------------------------
 
 
-async def test_every_call_goes_through_the_seam() -> None:
-    """A wrapper sees worker and messages of each call, and may answer by itself."""
-    seen: list[tuple[str, str]] = []
+async def test_a_cache_answers_in_place_of_a_call() -> None:
+    """It sees worker and messages of each call; what it knows is not called and costs nothing."""
+    asked: list[tuple[str, str]] = []
+    kept: list[tuple[str, str]] = []
 
-    async def cached(worker: Worker, call: Call, on_text: OnText) -> Completion:
-        part = call.messages[-1].content.partition("Your part: ")[2]
-        seen.append((worker.name, part.split("\n")[0]))
-        if worker.name == "b":
-            on_text("from memory")
-            return Completion("from memory")
-        return await call_worker(worker, call, on_text)
+    class Memory:
+        def get(self, worker: Worker, call: Call) -> Completion | None:
+            part = call.messages[-1].content.partition("Your part: ")[2]
+            asked.append((worker.name, part.split("\n")[0]))
+            return Completion("from memory", usage=Usage(5, 6)) if worker.name == "b" else None
 
-    run = await run_plan(
-        chain(["one", "two", "three"], ["a", "b"]), "q", pool_of(a=say, b=hang), call=cached
-    )
+        def put(self, worker: Worker, call: Call, completion: Completion) -> None:
+            kept.append((worker.name, completion.text))
 
-    assert seen == [("a", "one"), ("b", "two"), ("a", "three")]
+    plan = chain(["one", "two", "three"], ["a", "b"])
+    run = await run_plan(plan, "q", pool_of(a=say, b=hang), cache=Memory())
+
+    assert asked == [("a", "one"), ("b", "two"), ("a", "three")]
+    assert kept == [("a", "said"), ("a", "said")]
     assert tuple(step.text for step in run.steps) == ("said", "from memory", "said")
+    assert tuple(step.reused for step in run.steps) == ("", "cache", "")
+    assert run.accounts == {"a": Account(calls=2)}
 
 
 async def test_runs_of_one_pool_share_it_and_leave_it_closed() -> None:
@@ -816,7 +829,7 @@ async def test_asyncio_may_cancel_the_task_itself(planning: bool) -> None:
 
     async def decide(session: Session) -> Plan:
         if planning:
-            await session.call(pool["a"], Call((Message("user", "plan"),)), lambda text: None)
+            await session.call(pool["a"], Call((Message("user", "plan"),)))
         session.emit(PlanParsed(session.now(), single("a", "q"), PlanSource.PICK))
         return single("a", "q")
 

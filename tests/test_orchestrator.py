@@ -11,6 +11,7 @@ import pytest
 from conductor import Conductor, Planner, embedded_pool
 from grammar import Plan, PlanError, Topology, chain, topology
 from runtime import (
+    Budget,
     Event,
     FailureKind,
     FunctionWorker,
@@ -176,7 +177,7 @@ async def test_the_deadline_covers_planning(ask: str) -> None:
 
     conductor = Conductor(Pool([echo("a")]), planner=FunctionWorker("slow", never))
 
-    run = await getattr(conductor, ask)("Why?", deadline_s=0.0)
+    run = await getattr(conductor, ask)("Why?", budget=Budget(seconds=0.0))
 
     assert (run.state, run.plan) == (RunState.FAILED, None)
     assert run.failure.kind is FailureKind.DEADLINE

@@ -11,6 +11,7 @@ from conductor import Conductor, Planner, plan_messages
 from conductor.prompt import plan_text
 from grammar import Limits, Plan, PlanError, decoding_grammar, parse
 from runtime import (
+    Account,
     Call,
     Completion,
     FailureKind,
@@ -25,6 +26,7 @@ from runtime import (
     Run,
     RunState,
     Sampling,
+    Terms,
     Usage,
     WorkerError,
     carry_out,
@@ -121,13 +123,17 @@ async def test_a_planner_that_fails_ends_the_run_with_its_own_reason() -> None:
     async def limited(messages: Sequence[Message]) -> str:
         raise WorkerError(FailureKind.RATE_LIMITED, "wait a little", retry_after_s=3.0)
 
-    run = await plan(Planner(FunctionWorker("busy", limited)), team("a"))
+    busy = FunctionWorker("busy", limited)
+    pool = Pool(team("a"), planner=busy, terms=Terms(retries=0))
+    run = await plan(Planner(busy), pool)
 
     assert run.state is RunState.FAILED
     assert run.failure and run.failure.kind is FailureKind.RATE_LIMITED
     assert run.failure.message == "the planner busy: wait a little"
     assert run.failure.retry_after_s == 3.0
-    assert run.planning == ()
+    (attempt,) = run.planning
+    assert (attempt.text, attempt.failure) == ("", attempt.lost[0].failure)
+    assert run.orchestration == Account(calls=1, failed=1, unpriced=1)
 
 
 async def test_a_plan_longer_than_asked_for_is_refused() -> None:

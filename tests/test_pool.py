@@ -198,12 +198,12 @@ def test_local_workers_of_one_model_share_it() -> None:
         pytest.param("[workers]\na = 3", "workers.a: must be a table", id="worker-no-table"),
         pytest.param(
             "[workers.a]",
-            'workers.a: kind is missing; write kind = "openai" or kind = "local"',
+            'workers.a: kind is missing; write kind = "openai", "local" or "conductor"',
             id="no-kind",
         ),
         pytest.param(
             '[workers.a]\nkind = "magic"',
-            "workers.a: kind 'magic' is unknown; possible: openai, local",
+            "workers.a: kind 'magic' is unknown; possible: openai, local, conductor",
             id="unknown-kind",
         ),
         pytest.param(
@@ -218,13 +218,15 @@ def test_local_workers_of_one_model_share_it() -> None:
         ),
         pytest.param(
             '[workers.a]\nkind = "local"\nurl = "x"',
-            "workers.a.url: there is no such setting; possible: card, engine, kind, max_tokens, "
-            "model, price, seed, stop, system, tags, temperature, top_p",
+            "workers.a.url: there is no such setting; possible: call_s, card, "
+            "concurrency, engine, fallback, first_text_s, kind, max_tokens, model, open_s, price, "
+            "requests_per_minute, retries, retry_base_s, retry_cap_s, retry_total_s, seed, "
+            "silence_s, stop, system, tags, temperature, tokens_per_minute, top_p, trip_after",
             id="setting-of-the-other-kind",
         ),
         pytest.param(
             "path = 'x'\n" + openai(),
-            "path: there is no such setting; possible: planner, workers",
+            "path: there is no such setting; possible: planner, run, workers",
             id="unknown-table",
         ),
         pytest.param(

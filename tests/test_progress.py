@@ -23,6 +23,7 @@ from runtime import (
     PlanSource,
     PlanStarted,
     Pool,
+    Round,
     Run,
     RunFinished,
     RunStarted,
@@ -98,7 +99,7 @@ def test_marks_tell_the_state_and_cost_of_each_step() -> None:
 def test_a_step_that_was_never_reached_is_marked_with_what_stopped_the_run() -> None:
     late = Failure(FailureKind.DEADLINE, "too late")
     result = StepResult(0, "a", StepState.SKIPPED, failure=late)
-    run = Run("id", "q", ("a",), "", plan=PLAN, steps=(result,))
+    run = Run("id", "q", ("a",), "", rounds=(Round(plan=PLAN, steps=(result,)),))
 
     assert marks(run) == {0: Mark("skipped", "deadline")}
 

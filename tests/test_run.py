@@ -26,6 +26,7 @@ from runtime import (
     PlanStarted,
     Pool,
     Record,
+    Round,
     Run,
     RunFinished,
     RunStarted,
@@ -165,10 +166,7 @@ def test_a_run_is_all_that_its_events_tell() -> None:
         started="2026-01-01T00:00:00.000+00:00",
         state=RunState.FAILED,
         seconds=0.6,
-        planning=(bad, good),
-        plan=PLAN,
-        source=PlanSource.CONDUCTOR,
-        steps=(failed, skipped),
+        rounds=(Round((bad, good), PLAN, PlanSource.CONDUCTOR, (failed, skipped)),),
         failure=failure,
     )
     assert None is run.answer
@@ -200,7 +198,7 @@ def test_a_run_under_way_knows_what_is_settled() -> None:
 
 
 def run_of(*results: StepResult, plan: Plan | None = PLAN) -> Run:
-    return Run("id", "q", ("a", "b"), "now", plan=plan, steps=results)
+    return Run("id", "q", ("a", "b"), "now", rounds=(Round(plan=plan, steps=results),))
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ no finished call, and a run that goes on makes none again. The file is in WAL mo
 NORMAL: that holds against the death of the process; against the loss of power it needs
 ``synchronous="full"``, which waits for the disk at every commit.
 
-The text of replies is kept whole. Pieces of text as they came are not: the whole has them. Of the
-start of a step only that it started: what it saw is in its result.
+What is told again later is left out: pieces of text, which the whole has, and the starts of steps
+and of attempts to plan, since results have their times and what was seen.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from decimal import Decimal
 from functools import cache
 from hashlib import sha256
@@ -42,7 +42,7 @@ from .run import (
     StepDelta,
     StepStarted,
 )
-from .worker import Call, Completion, Usage, Worker
+from .worker import Call, Completion, Worker
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -447,7 +447,6 @@ def _is_alive(process: int) -> bool:
 
 
 _INSERT = "INSERT INTO event VALUES (?, ?, ?)"
-_INSERT_TWO = "INSERT INTO event VALUES (?, ?, ?), (?, ?, ?)"
 
 
 class _Writer:
@@ -463,8 +462,8 @@ class _Writer:
 
     def __call__(self, event: Event) -> None:
         kept, settles = _kept(event)
-        if kept is not None:
-            self._keep(kept, settles)
+        if kept:
+            self._keep(event, settles)
         self._then(event)
 
     def _keep(self, event: Event, settles: bool) -> None:
@@ -487,8 +486,6 @@ class _Writer:
             # One statement is one transaction, and cheaper than one spelt out.
             if len(rows) == 3:
                 connection.execute(_INSERT, rows)
-            elif len(rows) == 6:
-                connection.execute(_INSERT_TWO, rows)
             else:
                 connection.execute("BEGIN IMMEDIATE")
                 self._insert(connection)
@@ -529,8 +526,8 @@ class _Writer:
 
     def _finish(self) -> None:
         run = self._record.run
-        accounts = (*run.accounts.values(), run.orchestration)
-        used = sum((each.usage for each in accounts), Usage())
+        accounts = run.accounts
+        total = sum(accounts.values(), run.orchestration)
         with self._file.transaction() as connection:
             self._insert(connection)
             connection.execute(
@@ -542,9 +539,9 @@ class _Writer:
                     run.answer,
                     run.failure.message if run.failure else None,
                     len(run.plan) if run.plan else 0,
-                    " ".join(run.accounts),
-                    used.input_tokens + used.output_tokens,
-                    str(run.dollars),
+                    " ".join(accounts),
+                    total.usage.input_tokens + total.usage.output_tokens,
+                    str(total.dollars),
                     self._next // _MOST_EVENTS,
                 ),
             )
@@ -552,22 +549,17 @@ class _Writer:
         self._journal._under_way.discard(self._next // _MOST_EVENTS)
 
 
-def _kept(event: Event) -> tuple[Event | None, bool]:
-    """What is kept of an event, and whether something may depend on it."""
+def _kept(event: Event) -> tuple[bool, bool]:
+    """Whether an event is kept, and whether something may depend on it."""
     match event:
-        case StepDelta() | PlanDelta():
-            return None, False
-        case StepStarted():
-            return replace(event, messages=()), False
-        case PlanStarted() | CallRetried():
-            return event, False
+        case StepDelta() | PlanDelta() | StepStarted() | PlanStarted():
+            return False, False
+        case CallRetried():
+            return True, False
         case NestedEvent():
-            inner, settles = _kept(event.event)
-            if inner is not None and inner is not event.event:
-                event = replace(event, event=inner)
-            return (None if inner is None else event), settles
+            return _kept(event.event)
         case _:
-            return event, True
+            return True, True
 
 
 def _serialize(event: Event) -> bytes:

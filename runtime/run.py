@@ -6,7 +6,7 @@ There is no second record. Progress display, journal, server and tests read the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from enum import StrEnum
@@ -330,6 +330,10 @@ class Round:
         return last.text if answered else None
 
 
+_UNCOUNTED = Usage()
+_NOTHING = Decimal(0)
+
+
 @dataclass(frozen=True, slots=True)
 class Account:
     """What calls took. Calls whose completion was reused are not in it: nothing was called."""
@@ -337,19 +341,13 @@ class Account:
     calls: int = 0
     """Calls that were made, those that came to nothing included."""
     failed: int = 0
-    usage: Usage = Usage()
-    dollars: Decimal = Decimal(0)
+    usage: Usage = _UNCOUNTED
+    dollars: Decimal = _NOTHING
     unpriced: int = 0
     """Calls with an unknown cost: it is not in ``dollars``."""
 
     def __add__(self, other: Account) -> Account:
-        return Account(
-            self.calls + other.calls,
-            self.failed + other.failed,
-            self.usage + other.usage,
-            self.dollars + other.dollars,
-            self.unpriced + other.unpriced,
-        )
+        return _total((self, other))
 
 
 @dataclass(frozen=True, slots=True)
@@ -441,17 +439,17 @@ class Run:
     @property
     def accounts(self) -> dict[str, Account]:
         """What each worker took for steps, nested runs included, planning apart."""
-        found: dict[str, Account] = {}
+        calls: dict[str, list[Account]] = {}
         for worker, each in self._step_calls():
-            found[worker] = found.get(worker, Account()) + each
-        return found
+            calls.setdefault(worker, []).append(each)
+        return {worker: _total(each) for worker, each in calls.items()}
 
     @property
     def orchestration(self) -> Account:
         """What planning took, in nested runs too."""
         own = (each for attempt in self.planning for each in _planning_calls(attempt))
         nested = (each.run.orchestration for each in self._results() if each.run)
-        return sum((*own, *nested), Account())
+        return _total((*own, *nested))
 
     def _results(self) -> Iterator[StepResult]:
         return (step for each in self.rounds for step in each.steps)
@@ -485,8 +483,23 @@ class Run:
         return mimebundle(self.plan, text, marks=marks(self))
 
 
+def _total(accounts: Sequence[Account]) -> Account:
+    """Their sum, without an Account for each step of adding up."""
+    return Account(
+        sum(each.calls for each in accounts),
+        sum(each.failed for each in accounts),
+        Usage(
+            sum(each.usage.input_tokens for each in accounts),
+            sum(each.usage.output_tokens for each in accounts),
+            sum(each.usage.cached_tokens for each in accounts),
+        ),
+        sum((each.dollars for each in accounts), _NOTHING),
+        sum(each.unpriced for each in accounts),
+    )
+
+
 def _account(usage: Usage | None, dollars: Decimal | None, failed: int = 0) -> Account:
-    return Account(1, failed, usage or Usage(), dollars or Decimal(0), int(dollars is None))
+    return Account(1, failed, usage or _UNCOUNTED, dollars or _NOTHING, int(dollars is None))
 
 
 def _lost(attempt: Attempt) -> Account:

@@ -78,9 +78,13 @@ def _written(worker: str | int) -> str:
     return quote(worker) if isinstance(worker, str) else str(worker)
 
 
+_encode = json.JSONEncoder(ensure_ascii=False).encode
+"""json.dumps would make an encoder for every string."""
+
+
 def quote(text: str) -> str:
     """Write a string in double quotes; what would not show (control, bidi) is escaped."""
-    written = json.dumps(text, ensure_ascii=False)
+    written = _encode(text)
     if written.isprintable():
         return written
     return "".join(f"\\u{ord(c):04x}" if _hidden(c) else c for c in written)

@@ -280,7 +280,10 @@ class Session:
     def _chain(self, worker: Worker) -> list[Worker]:
         """The worker and who may stand in for it, each once."""
         pool = self.pool
-        names = dict.fromkeys((*pool.terms(worker).fallback, *self._fallback))
+        own = pool.terms(worker).fallback
+        if not own and not self._fallback:
+            return [worker]
+        names = dict.fromkeys((*own, *self._fallback))
         able = (pool[name] for name in names if name != worker.name and name in pool.names)
         return [worker, *(one for one in able if not isinstance(one, ConductorWorker))]
 

@@ -109,6 +109,16 @@ class _File:
             except sqlite3.Error as error:
                 raise self._told(error) from error
 
+    def execute(self, statement: str, values: Sequence[Any]) -> None:
+        """Execute one statement, which is a transaction: as ``connected``, for the hot path."""
+        with self._lock:
+            try:
+                if self._connection is None:
+                    self._connection = self._open()
+                self._connection.execute(statement, values)
+            except sqlite3.Error as error:
+                raise self._told(error) from error
+
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
         """Hold the connection for statements that all happen, or none."""
@@ -481,15 +491,11 @@ class _Writer:
             self._flush()
 
     def _flush(self) -> None:
-        rows = self._rows
-        with self._file.connected() as connection:
-            # One statement is one transaction, and cheaper than one spelt out.
-            if len(rows) == 3:
-                connection.execute(_INSERT, rows)
-            else:
-                connection.execute("BEGIN IMMEDIATE")
+        if len(self._rows) == 3:  # one statement is cheaper than a transaction spelt out
+            self._file.execute(_INSERT, self._rows)
+        else:
+            with self._file.transaction() as connection:
                 self._insert(connection)
-                connection.execute("COMMIT")
         self._rows = []
 
     def _insert(self, connection: sqlite3.Connection) -> None:

@@ -83,8 +83,8 @@ def test_a_middle_step_sees_what_it_reads_in_order() -> None:
         Message(
             "user",
             f"{DATA}\n\n"
-            '[reply 0 5e86e985 to: "A"]\nzero\n[end of reply 0 5e86e985]\n\n'
-            '[reply 2 5e86e985 to: "C"]\ntwo\n[end of reply 2 5e86e985]\n\n'
+            '[reply 0 c3276e22 to: "A"]\nzero\n[end of reply 0 c3276e22]\n\n'
+            '[reply 2 c3276e22 to: "C"]\ntwo\n[end of reply 2 c3276e22]\n\n'
             "Task: q\n\nYour part: D",
         ),
     )
@@ -99,7 +99,7 @@ def test_the_last_step_is_told_that_its_reply_is_the_answer() -> None:
         Message(
             "user",
             f"{DATA}\n\n"
-            '[reply 0 165e7091 to: "A"]\nzero\n[end of reply 0 165e7091]\n\n'
+            '[reply 0 aca21b7d to: "A"]\nzero\n[end of reply 0 aca21b7d]\n\n'
             f"Your part: B\n\n{LAST}q",
         ),
     )
@@ -114,7 +114,7 @@ def test_the_first_step_of_a_later_round_sees_the_previous_answer() -> None:
         Message(
             "user",
             f"{DATA}\n\n"
-            "[previous answer 53f2acea]\nPerhaps 4.\n[end of previous answer 53f2acea]\n\n"
+            "[previous answer 98a957ea]\nPerhaps 4.\n[end of previous answer 98a957ea]\n\n"
             "Task: q\n\nYour part: q",
         ),
     )
@@ -129,8 +129,8 @@ def test_the_previous_answer_stands_before_the_replies() -> None:
         Message(
             "user",
             f"{DATA}\n\n"
-            "[previous answer 26324889]\nPerhaps 4.\n[end of previous answer 26324889]\n\n"
-            '[reply 0 26324889 to: "A"]\nzero\n[end of reply 0 26324889]\n\n'
+            "[previous answer 74a26e60]\nPerhaps 4.\n[end of previous answer 74a26e60]\n\n"
+            '[reply 0 74a26e60 to: "A"]\nzero\n[end of reply 0 74a26e60]\n\n'
             f"Your part: B\n\n{LAST}q",
         ),
     )
@@ -211,10 +211,11 @@ def test_a_fence_occurs_nowhere_but_in_its_marks(
 def test_a_fence_that_was_found_out_is_made_longer() -> None:
     """A worker with time can try texts full of numbers until one of them is the text's own fence.
 
-    This one was the 3,716th of half a megabyte; it took seconds to find.
+    This one was the 18,158th of half a megabyte; it took seconds to find.
     """
-    found = shake_256(b"3715").hexdigest(2**18)
-    digest = sha256(json.dumps(["q", "B", [["reply 0", ' to: "A"', found]]]).encode()).hexdigest()
+    found = shake_256(b"18157").hexdigest(2**18)
+    parts = ["q", "B", "reply 0", ' to: "A"', found]
+    digest = sha256("".join(f"{len(part)}:{part}" for part in parts).encode()).hexdigest()
     shown = user(chain(["A", "B"], ["w"]), 1, "q", {0: found})
 
     assert digest[:8] in found

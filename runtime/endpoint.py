@@ -56,7 +56,7 @@ ERROR_LIMIT = 2**20
 """Most bytes that are read of an answer that is no completion."""
 
 _DRAIN_S = 0.25  # for the end of the body after [DONE], so that the connection can be used again
-_TAIL_S = 5.0  # for usage and [DONE] after the finish reason; the completion itself is whole
+_TAIL_S = 2.0  # for usage and [DONE] after the finish reason; the completion itself is whole
 _REFUSAL_S = 1.0  # for the body of an error; its status and headers have told the outcome
 _TURN = 2**14  # bytes of a body after which others have a turn, however fast they come
 _MOST_TOKENS = 10**9  # more than any model reads or writes; a larger count is nonsense
@@ -728,6 +728,8 @@ class _Answer:
         if text := _text(choice.get(part)):
             self.pieces.append(text)
             self.on_text(text)
+        elif choice and _at_it(choice):
+            self.on_text("")
         if isinstance(reason := choice.get("finish_reason"), str) and reason:
             if reason == "error":
                 raise self.endpoint._object_error(payload)
@@ -763,6 +765,13 @@ def _text(part: Any) -> str:
         content = "".join(text for text in texts if isinstance(text, str))
     content = content or part.get("refusal")
     return content if isinstance(content, str) else ""
+
+
+def _at_it(choice: dict[str, Any]) -> bool:
+    """Whether a choice without text shows work all the same: reasoning, a tool call, the end."""
+    delta = choice.get("delta")
+    work = isinstance(delta, dict) and any(value for key, value in delta.items() if key != "role")
+    return work or bool(choice.get("finish_reason"))
 
 
 def _usage(usage: dict[str, Any]) -> Usage | None:

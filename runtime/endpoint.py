@@ -57,7 +57,7 @@ ERROR_LIMIT = 2**20
 
 _DRAIN_S = 0.25  # for the end of the body after [DONE], so that the connection can be used again
 _TAIL_S = 2.0  # for usage and [DONE] after the finish reason; the completion itself is whole
-_REFUSAL_S = 1.0  # for the body of an error; its status and headers have told the outcome
+_REFUSAL_S = 0.5  # for the body of an error; its status and headers have told the outcome
 _TURN = 2**14  # bytes of a body after which others have a turn, however fast they come
 _MOST_TOKENS = 10**9  # more than any model reads or writes; a larger count is nonsense
 _QUOTED = 300  # longest quotation of a server in a message

@@ -8,8 +8,8 @@ a server that ignores ``stream``.
 The ledger has a line for every request: what was asked, what became of the reply, which tokens it
 reported, and when the client hung up. So a test compares what a client believes with what was.
 
-Run ``python -m tests.faults.server`` to try a client by hand: the name of a fault (see ``FAULTS``)
-is the name of a model, with ``-body`` after it for a reply that is not streamed.
+Run ``python -m tests.faults.server`` to try a client by hand. The name of a fault (:func:`faults`),
+with dashes, is the name of a model; ``-body`` after it makes the reply one JSON.
 """
 # ruff: noqa: T201
 
@@ -17,11 +17,12 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import socket
 import struct
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, NoReturn
@@ -78,7 +79,7 @@ class Ledger:
     most_open: int = 0
     """Most requests that were under way at one time."""
     _open: int = 0
-    _quiet: anyio.Event | None = None
+    _changed: anyio.Event | None = None
 
     def open(self, model: str, body: dict[str, Any]) -> Entry:
         """Begin a line."""
@@ -86,21 +87,40 @@ class Ledger:
         self.entries.append(entry)
         self._open += 1
         self.most_open = max(self.most_open, self._open)
+        self._tell()
         return entry
 
     def close(self, entry: Entry, end: End) -> None:
         """End a line."""
         entry.end, entry.ended_s = end, time.monotonic()
         self._open -= 1
-        if self._open == 0 and self._quiet is not None:
-            self._quiet.set()
-            self._quiet = None
+        self._tell()
 
-    async def quiet(self) -> None:
-        """Wait until no request is under way: a client may know of an end before the server."""
-        while self._open:
-            self._quiet = self._quiet or anyio.Event()
-            await self._quiet.wait()
+    async def quiet(self, *models: str) -> None:
+        """Wait until no request is under way: a client may know of an end before the server.
+
+        Args:
+            models: Only requests of these matter; all if there are none.
+        """
+        while any(
+            entry.end is End.OPEN and (not models or entry.model in models)
+            for entry in self.entries
+        ):
+            await self._news()
+
+    async def arrived(self, count: int) -> None:
+        """Wait until so many requests have come."""
+        while len(self.entries) < count:
+            await self._news()
+
+    async def _news(self) -> None:
+        self._changed = self._changed or anyio.Event()
+        await self._changed.wait()
+
+    def _tell(self) -> None:
+        if self._changed is not None:
+            self._changed.set()
+            self._changed = None
 
     def of(self, model: str) -> list[Entry]:
         """The lines of one model."""
@@ -455,13 +475,12 @@ async def no_http(exchange: Exchange) -> None:
 
 
 async def split_characters(exchange: Exchange) -> None:
-    """Put every byte into a TCP segment of its own, so that characters are torn apart."""
-    await exchange.head(length=sum(map(len, exchange.reply())))
-    for part in exchange.reply():
-        for at in range(len(part)):
-            await exchange.raw(part[at : at + 1])
-            if part[at] >= 0x80:
-                await anyio.sleep(0.001)  # let the client read it, or segments are joined again
+    """Tear characters apart: each byte of those that have several is a TCP segment of its own."""
+    reply = b"".join(exchange.reply())
+    await exchange.head(length=len(reply))
+    for segment in re.findall(rb"[\x00-\x7f]+|[\x80-\xff]", reply):
+        await exchange.raw(segment)
+        await anyio.sleep(0.001)  # let the client read it, or the kernel joins segments again
     exchange.told_usage()
 
 
@@ -777,55 +796,67 @@ class Fault:
     """One way to fail, and what a caller is told."""
 
     name: str
-    play: Play
+    play: Play | None
+    """None: there is no server."""
     outcomes: tuple[FailureKind, ...] = ()
     """What it may be taken for; empty if the reply is good, and its whole text must arrive."""
     by_limit: bool = False
     """Whether only a time limit of the caller ends it."""
+    heavy: bool = False
+    """Whether it takes a CPU for long enough to disturb what runs beside it."""
+    at: Callable[[], AbstractContextManager[str]] | None = None
+    """Where to call if there is no server."""
 
 
 def faults(pause_s: float = 0.01, stall_s: float = 5.0) -> tuple[Fault, ...]:
-    """All faults that a server can have; the rest (:func:`refusing`, :func:`deaf`) have no server.
+    """All faults.
 
     Args:
         pause_s: Between the bytes of a slow drip.
         stall_s: How long a server falls silent before it goes on.
     """
     kind = FailureKind
+    lost, bad, late = (kind.UNREACHABLE,), (kind.BAD_RESPONSE,), (kind.TIMEOUT,)
+    limited, failed = (kind.RATE_LIMITED,), (kind.OVERLOADED,)
+
+    def unknown_host() -> AbstractContextManager[str]:
+        return nullcontext("http://nowhere.invalid/v1")
+
     return (
-        Fault("fine", fine),
-        Fault("at once", at_once),
-        Fault("split characters", split_characters),
-        Fault("negative usage", wrong_usage(NEGATIVE)),
+        Fault("none", fine),
+        Fault("all at once", at_once),
+        Fault("split UTF-8", split_characters),
+        Fault("usage negative", wrong_usage(NEGATIVE)),
         Fault("usage in strings", wrong_usage(STRINGS)),
-        Fault("absurd usage", wrong_usage(ABSURD)),
-        Fault("reset before headers", reset_before_headers, (kind.UNREACHABLE,)),
-        Fault("reset midway", reset_midway, (kind.UNREACHABLE,)),
-        Fault("closed midway", closed_midway, (kind.UNREACHABLE,)),
-        Fault("ended midway", ended_midway, (kind.BAD_RESPONSE,)),
-        Fault("stall", stalled(stall_s, midway=False), (kind.TIMEOUT,), by_limit=True),
-        Fault("stall midway", stalled(stall_s, midway=True), (kind.TIMEOUT,), by_limit=True),
-        Fault("hang", hangs, (kind.TIMEOUT,), by_limit=True),
-        Fault("hang midway", hangs_midway, (kind.TIMEOUT,), by_limit=True),
-        Fault("429 with Retry-After", status(429, Retry_After="1"), (kind.RATE_LIMITED,)),
-        Fault("429", status(429), (kind.RATE_LIMITED,)),
-        Fault("429 midway", error_midway(429), (kind.RATE_LIMITED,)),
-        Fault(
-            "429 without end", dripping_status(429, pause_s, Retry_After="1"), (kind.RATE_LIMITED,)
-        ),
-        Fault("500", status(500), (kind.OVERLOADED,)),
-        Fault("503", status(503), (kind.OVERLOADED,)),
-        Fault("503 midway", error_midway(503), (kind.OVERLOADED,)),
-        Fault("HTML", html, (kind.BAD_RESPONSE,)),
-        Fault("truncated JSON", truncated, (kind.BAD_RESPONSE,)),
-        Fault("bad SSE", bad_events, (kind.BAD_RESPONSE,)),
-        Fault("garbage", garbage, (kind.BAD_RESPONSE,)),
-        Fault("not HTTP", no_http, (kind.BAD_RESPONSE, kind.UNREACHABLE)),
-        Fault("50 MiB", huge(50 * 2**20), (kind.BAD_RESPONSE,)),
-        Fault("flood of nothing", flood_of_nothing, (kind.BAD_RESPONSE,)),
-        Fault("drip", dripping(pause_s), (kind.TIMEOUT,), by_limit=True),
-        Fault("drip of nothing", dripping_nothing(pause_s), (kind.TIMEOUT,), by_limit=True),
-        Fault("drip of headers", dripping_headers(pause_s), (kind.TIMEOUT,), by_limit=True),
+        Fault("usage absurd", wrong_usage(ABSURD)),
+        Fault("refused", None, lost, at=refusing),
+        Fault("unknown host", None, (*lost, *late), at=unknown_host),
+        Fault("never connects", None, late, at=deaf),
+        Fault("reset before headers", reset_before_headers, lost),
+        Fault("reset midway", reset_midway, lost),
+        Fault("closed midway", closed_midway, lost),
+        Fault("ended midway", ended_midway, bad),
+        Fault("stall", stalled(stall_s, midway=False), late, by_limit=True),
+        Fault("stall midway", stalled(stall_s, midway=True), late, by_limit=True),
+        Fault("hang", hangs, late, by_limit=True),
+        Fault("hang midway", hangs_midway, late, by_limit=True),
+        Fault("429 with Retry-After", status(429, Retry_After="1"), limited),
+        Fault("429", status(429), limited),
+        Fault("429 midway", error_midway(429), limited),
+        Fault("429 without end", dripping_status(429, pause_s), limited),
+        Fault("500", status(500), failed),
+        Fault("503", status(503), failed),
+        Fault("503 midway", error_midway(503), failed),
+        Fault("HTML", html, bad),
+        Fault("truncated JSON", truncated, bad),
+        Fault("bad SSE", bad_events, bad),
+        Fault("garbage", garbage, bad),
+        Fault("not HTTP", no_http, (*bad, *lost)),
+        Fault("50 MiB", huge(50 * 2**20), bad, heavy=True),
+        Fault("flood of nothing", flood_of_nothing, (*bad, *late), heavy=True),
+        Fault("drip", dripping(pause_s), late, by_limit=True),
+        Fault("drip of nothing", dripping_nothing(pause_s), late, by_limit=True),
+        Fault("drip of headers", dripping_headers(pause_s), late, by_limit=True),
         Fault("empty answer", nothing, (kind.EMPTY,)),
     )
 
@@ -833,9 +864,10 @@ def faults(pause_s: float = 0.01, stall_s: float = 5.0) -> tuple[Fault, ...]:
 async def _main() -> None:
     async with serving() as server:
         for fault in faults():
-            name = fault.name.replace(" ", "-")
-            server.script(name, fault.play)
-            server.script(f"{name}-body", fault.play, streamed=False)
+            if fault.play is not None:
+                name = fault.name.replace(" ", "-")
+                server.script(name, fault.play)
+                server.script(f"{name}-body", fault.play, streamed=False)
         print(f"url {server.url}\nmodels: {', '.join(server._scripts)}")
         await anyio.sleep_forever()
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import anyio
+
 from grammar import Limits, Plan, PlanError, decoding_grammar, parse, parse_revision
 from runtime import (
     Answered,
@@ -134,11 +136,14 @@ class Planner:
             )
         except WorkerError as error:
             failure = error.failure
+        except anyio.get_cancelled_exc_class():
+            stopped = session.stopped(f"stopped after {session.now() - started:.1f} s")
+            self._give_up(session, stopped, started, lost)
+            raise
         seconds = session.now() - started
         if answered is None:
             assert failure is not None
-            attempt = PlanAttempt(name, "", None, seconds, failure=failure, lost=tuple(lost))
-            session.emit(PlanAttempted(session.now(), attempt))
+            self._give_up(session, failure, started, lost)
             message = f"the planner {name}: {failure.message}"
             raise NoPlan(Failure(failure.kind, message, failure.retry_after_s))
         return PlanAttempt(
@@ -150,3 +155,12 @@ class Planner:
             dollars=answered.dollars,
             reused=answered.reused,
         )
+
+    def _give_up(
+        self, session: Session, failure: Failure, started: float, lost: list[Attempt]
+    ) -> None:
+        now = session.now()
+        attempt = PlanAttempt(
+            self.worker.name, "", None, now - started, failure=failure, lost=tuple(lost)
+        )
+        session.emit(PlanAttempted(now, attempt))

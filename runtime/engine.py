@@ -23,7 +23,7 @@ from grammar import Plan, Step
 
 from .context import step_messages
 from .errors import Failure, FailureKind, WorkerError
-from .limits import Budget, Guard, Ledger
+from .limits import Budget, Guard, LeftAlone, Ledger
 from .pool import Pool
 from .run import (
     Attempt,
@@ -307,16 +307,17 @@ class Session:
         began, tries = guard.now(), 0
         while True:
             started = time.monotonic()
-            failure = guard.refusal(worker)
-            if failure is not None:
-                attempt = Attempt(worker.name, failure, 0.0, dollars=Decimal(0))
-                pointless = following is not None
-            else:
+            made: Answered | Attempt | Failure | None = guard.refusal(worker)
+            if made is None:
                 made = await self._attempt(guard, worker, call, on_text, on_lost, started)
-                if isinstance(made, Answered):
-                    return made
+            if isinstance(made, Answered):
+                return made
+            if isinstance(made, Attempt):
                 on_lost(made)
                 attempt, failure, pointless = made, made.failure, False
+            else:
+                attempt, failure = Attempt(worker.name, made, 0.0, dollars=Decimal(0)), made
+                pointless = following is not None
             tries += 1
             wait = None if pointless else guard.wait_before(tries, failure, guard.now() - began)
             if wait is None:
@@ -334,8 +335,8 @@ class Session:
         on_text: OnText,
         on_lost: Callable[[Attempt], None],
         started: float,
-    ) -> Answered | Attempt:
-        """Make one call and enter it in the ledger."""
+    ) -> Answered | Attempt | Failure:
+        """Make one call and enter it in the ledger; a Failure if it was not made after all."""
         over = self.ledger.refusal()
         if over is not None:
             raise WorkerError(over.kind, over.message)
@@ -355,6 +356,9 @@ class Session:
                 dollars = self._settle(worker, completion)
                 return Answered(completion, worker.name, dollars)
             failure = Failure(FailureKind.EMPTY, f"{worker.name} answered with no text")
+        except LeftAlone as error:
+            self.ledger.calls -= 1
+            return error.failure
         except WorkerError as error:
             failure = error.failure
         except anyio.get_cancelled_exc_class():

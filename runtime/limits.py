@@ -150,24 +150,32 @@ class Breaker:
             return self._open_s
         return max(0.0, self._probe_at - now)
 
-    def begin(self) -> None:
-        """A call begins; in the open state it is the probe."""
-        self._probing = self._failures >= self._trip_after
+    def begin(self) -> bool:
+        """A call begins.
+
+        Returns:
+            Whether it is the probe, for the methods that tell how it ended: calls that began before
+            the breaker opened may end while the probe is under way.
+        """
+        probe = self._failures >= self._trip_after
+        self._probing = self._probing or probe
+        return probe
 
     def succeed(self) -> None:
         """A call has ended well: closed."""
         self._failures, self._probing = 0, False
 
-    def fail(self, kind: FailureKind, now: float) -> None:
+    def fail(self, kind: FailureKind, now: float, probe: bool = False) -> None:
         """A call has failed."""
-        self._probing = False
+        self.abandon(probe)
         if kind in _BLAMED:
             self._failures += 1
             self._probe_at = now + self._open_s
 
-    def abandon(self) -> None:
+    def abandon(self, probe: bool = False) -> None:
         """A call was cancelled, which says nothing of the worker."""
-        self._probing = False
+        if probe:
+            self._probing = False
 
 
 class Window:
@@ -277,6 +285,13 @@ class RealClock:
     sleep = staticmethod(anyio.sleep)
 
 
+class LeftAlone(WorkerError):
+    """The worker was not called: it turned out to be left alone when the call's turn had come."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.kind, failure.message, retry_after_s=failure.retry_after_s)
+
+
 class Guard:
     """Keeps the terms of one worker, for all runs of this process that use its pool.
 
@@ -323,12 +338,13 @@ class Guard:
         """Call the worker once, when its turn has come.
 
         Raises:
-            WorkerError: If there is no completion, or one without text.
+            LeftAlone: If that has been decided while it waited for its turn.
+            WorkerError: If there is no completion.
         """
         if not self._queued and self._clock.now() >= self._paused_until:
             return await self._watched(worker, call, on_text)
         async with self._turn():
-            entry = await self._rate(call)
+            entry = await self._rate(worker, call)
             completion = await self._watched(worker, call, on_text)
             if entry is not None and self._tokens and completion.usage:
                 used = completion.usage
@@ -355,14 +371,21 @@ class Guard:
         async with self._of_this_loop()[0]:
             yield
 
-    async def _rate(self, call: Call) -> list[float] | None:
-        """Wait until the rates allow the call, first come, first served; enter it."""
+    async def _rate(self, worker: Worker, call: Call) -> list[float] | None:
+        """Wait until the rates allow the call, first come, first served; enter it.
+
+        Raises:
+            LeftAlone: If the worker is by then.
+        """
         async with self._of_this_loop()[1]:
             written = call.sampling.max_tokens or 0
             guess = written + sum(len(each.content) for each in call.messages) // (
                 _CHARACTERS_PER_TOKEN
             )
             while True:
+                failure = self.refusal(worker)
+                if failure is not None:
+                    raise LeftAlone(failure)
                 now = self._clock.now()
                 wait = max(
                     self._paused_until - now,
@@ -386,7 +409,7 @@ class Guard:
 
     async def _watched(self, worker: Worker, call: Call, on_text: OnText) -> Completion:
         """Call, and tell the breaker how it went."""
-        self._breaker.begin()
+        probe = self._breaker.begin()
         over = False
         try:
             if self._timed:
@@ -397,14 +420,14 @@ class Guard:
         except WorkerError as error:
             over = True
             failure = error.failure
-            self._breaker.fail(failure.kind, self._clock.now())
+            self._breaker.fail(failure.kind, self._clock.now(), probe)
             if failure.kind is FailureKind.RATE_LIMITED and failure.retry_after_s:
                 # All calls of this worker wait, not only the one that was told.
                 self._paused_until = self._clock.now() + failure.retry_after_s
             raise
         finally:
             if not over:
-                self._breaker.abandon()
+                self._breaker.abandon(probe)
         self._breaker.succeed()
         return completion
 

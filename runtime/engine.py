@@ -23,7 +23,7 @@ from grammar import Plan, Step
 
 from .context import step_messages
 from .errors import Failure, FailureKind, WorkerError
-from .limits import Budget, Guard, LeftAlone, Ledger
+from .limits import Budget, Guard, Ledger, LeftAlone
 from .pool import Pool
 from .run import (
     Attempt,

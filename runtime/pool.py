@@ -424,7 +424,9 @@ class EndpointTable(WorkerTable):
     """API key; write it as ${VARIABLE}."""
     headers: dict[str, str] = Field(default_factory=dict, repr=False)
     timeout_s: float = Field(default=300.0, gt=0, strict=True)
-    """Longest wait for the next piece of an answer."""
+    """Longest silence of the connection."""
+    connect_s: float = Field(default=10.0, gt=0, strict=True, allow_inf_nan=False)
+    """Longest wait for a connection."""
     token_limit_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"  # noqa: S105
     """The name of the token limit in requests; OpenAI's own models want max_completion_tokens."""
     extra: dict[str, Any] = Field(default_factory=dict)
@@ -659,6 +661,7 @@ class PoolFile(_Table):
             sampling=table.sampling,
             system=table.system,
             timeout_s=table.timeout_s,
+            connect_s=table.connect_s,
             token_limit_field=table.token_limit_field,
             extra=table.extra,
             card=table.card,

@@ -568,6 +568,7 @@ class _OpenRound:
         }
         if planned and self.parsed is None:
             self.planning.clear()
+        self.planning = [attempt for attempt in self.planning if attempt.failure is None]
 
     @property
     def round(self) -> Round:

@@ -29,6 +29,7 @@ from runtime import (
     Round,
     Run,
     RunFinished,
+    RunResumed,
     RunStarted,
     RunState,
     StepDelta,
@@ -171,6 +172,14 @@ def test_a_run_is_all_that_its_events_tell() -> None:
     )
     assert None is run.answer
     assert Usage(30, 3) == run.planning_usage
+
+
+def test_a_run_that_goes_on_plans_again_where_planning_was_cut_off() -> None:
+    """Killed after the failed attempt was told, and before the run's end was."""
+    failed = PlanAttempt("p", "", None, 1.0, failure=Failure(FailureKind.CANCELLED, "stopped"))
+    odd = PlanAttempt("p", "no plan", Usage(1, 2), 1.0)
+    events = [START, PlanAttempted(1.0, odd), PlanAttempted(2.0, failed), RunResumed(2.0)]
+    assert fold(events).planning == (odd,)
 
 
 def test_a_run_under_way_knows_what_is_settled() -> None:

@@ -50,6 +50,7 @@ from runtime import (
     Usage,
 )
 from tests.faults import drills
+from tests.faults.pulse import Pulse
 from tests.faults.server import ANSWER, End, Fault, FaultServer, Ledger, faults, fine, serving
 
 QUERY = "What does the fox say?"
@@ -135,17 +136,24 @@ def cells(every: Sequence[Fault] = faults(stall_s=60.0)) -> Iterator[Cell]:
 
 
 async def measure(cases: Sequence[Cell], limits: Limits = Limits()) -> list[Outcome]:
-    """Run cases: light ones side by side, heavy ones one by one."""
+    """Run cases: light ones side by side, heavy ones one by one.
+
+    A case that goes wrong while the machine keeps this process from running is tried again.
+    """
     outcomes: dict[Cell, Outcome] = {}
     numbers = count()
-    async with serving() as server, HttpClient() as client:
+    async with serving() as server, HttpClient() as client, Pulse() as pulse:
         # One call ahead, lest the first cases pay for imports with their deadlines.
         async with server.endpoint("first", fine, client=client) as worker:
             await worker.check()
 
         async def case(cell: Cell, turn: anyio.CapacityLimiter) -> None:
             async with turn:
-                outcomes[cell] = await _case(server, client, cell, limits, next(numbers))
+                for _ in range(3):
+                    stolen_s = pulse.stolen_s
+                    outcomes[cell] = await _case(server, client, cell, limits, next(numbers))
+                    if not outcomes[cell].broken or pulse.stolen_s - stolen_s < 0.05:
+                        break
 
         for heavy, width in ((False, 24), (True, 1)):
             turn = anyio.CapacityLimiter(width)
@@ -163,7 +171,9 @@ async def _case(
     planning = cell.where is Where.PLANNER
     good = WRITTEN if planning else ANSWER
     server.script(models["good"], fine, text=ANSWER)
-    server.script(models["backup"], fine, text=WRITTEN if planning else BACKUP)
+    # The fallback replies in the other way, so that the two must not be told apart by what is next.
+    backup = WRITTEN if planning else BACKUP
+    server.script(models["backup"], fine, streamed=not cell.streamed, text=backup)
     if cell.fault.play is not None:
         server.script(models["faulty"], cell.fault.play, streamed=cell.streamed, text=good)
     within = {"first_text_s": limits.text_s, "silence_s": limits.text_s, "call_s": limits.call_s}
@@ -298,6 +308,8 @@ def _wrong_books(cell: Cell, run: Run, ledger: Ledger, models: Mapping[str, str]
     for name, usage in told.items():
         if kept.get(name, Usage()) != usage:
             yield f"{name} reported {usage}, the record has {kept.get(name)}"
+    if not cell.fallback and ledger.of(models["backup"]):
+        yield "the fallback was called unasked"
     for model in models.values():
         if open_ := ledger.count(End.OPEN, model):
             yield f"{open_} connections stay open"
@@ -312,14 +324,19 @@ def _report(backend: str, outcomes: Sequence[Outcome]) -> bool:
     return not bad
 
 
-def main() -> None:
-    """Run what the command line asks for."""
+def asked_for(words: Sequence[str]) -> argparse.Namespace:
+    """Read a command line."""
     parser = argparse.ArgumentParser(description="What runs come to when workers fail.")
     parser.add_argument("what", nargs="?", choices=["matrix", *drills.DRILLS], default="matrix")
-    parser.add_argument("--backend", choices=["asyncio", "trio"], action="append")
-    asked = parser.parse_args()
+    parser.add_argument("--backend", choices=["asyncio", "trio"], help="both if left out")
+    return parser.parse_args(words)
+
+
+def main() -> None:
+    """Run what the command line asks for; ends the process."""
+    asked = asked_for(sys.argv[1:])
     right = True
-    for backend in asked.backend or ["asyncio", "trio"]:
+    for backend in [asked.backend] if asked.backend else ["asyncio", "trio"]:
         if asked.what == "matrix":
             right &= _report(backend, anyio.run(measure, list(cells()), backend=backend))
         else:

@@ -165,14 +165,14 @@ class Breaker:
         """A call has ended well: closed."""
         self._failures, self._probing = 0, False
 
-    def fail(self, kind: FailureKind, now: float, probe: bool = False) -> None:
+    def fail(self, kind: FailureKind, now: float, *, probe: bool) -> None:
         """A call has failed."""
-        self.abandon(probe)
+        self.abandon(probe=probe)
         if kind in _BLAMED:
             self._failures += 1
             self._probe_at = now + self._open_s
 
-    def abandon(self, probe: bool = False) -> None:
+    def abandon(self, *, probe: bool) -> None:
         """A call was cancelled, which says nothing of the worker."""
         if probe:
             self._probing = False
@@ -420,14 +420,14 @@ class Guard:
         except WorkerError as error:
             over = True
             failure = error.failure
-            self._breaker.fail(failure.kind, self._clock.now(), probe)
+            self._breaker.fail(failure.kind, self._clock.now(), probe=probe)
             if failure.kind is FailureKind.RATE_LIMITED and failure.retry_after_s:
                 # All calls of this worker wait, not only the one that was told.
                 self._paused_until = self._clock.now() + failure.retry_after_s
             raise
         finally:
             if not over:
-                self._breaker.abandon(probe)
+                self._breaker.abandon(probe=probe)
         self._breaker.succeed()
         return completion
 

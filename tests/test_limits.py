@@ -132,37 +132,45 @@ def test_a_breaker_opens_probes_and_closes() -> None:
     """Three failures in a row; then one probe at a time, which decides."""
     breaker = Breaker(3, open_s=10.0)
     for at in (0.0, 1.0):
-        breaker.begin()
-        breaker.fail(FailureKind.TIMEOUT, at)
+        breaker.fail(FailureKind.TIMEOUT, at, probe=breaker.begin())
         assert breaker.closed_in_s(at) == 0.0
-    breaker.begin()
-    breaker.fail(FailureKind.OVERLOADED, 2.0)
+    breaker.fail(FailureKind.OVERLOADED, 2.0, probe=breaker.begin())
     assert breaker.closed_in_s(2.0) == 10.0
     assert breaker.closed_in_s(7.0) == 5.0
 
     assert breaker.closed_in_s(12.0) == 0.0
-    breaker.begin()
+    probe = breaker.begin()
     assert breaker.closed_in_s(12.0) == 10.0, "one probe at a time"
-    breaker.fail(FailureKind.TIMEOUT, 13.0)
+    breaker.fail(FailureKind.TIMEOUT, 13.0, probe=probe)
     assert breaker.closed_in_s(13.0) == 10.0, "a failed probe opens it again"
 
     breaker.begin()
     breaker.succeed()
     assert breaker.closed_in_s(23.0) == 0.0
-    breaker.begin()
-    breaker.fail(FailureKind.TIMEOUT, 24.0)
+    breaker.fail(FailureKind.TIMEOUT, 24.0, probe=breaker.begin())
     assert breaker.closed_in_s(24.0) == 0.0, "and counts from nothing"
 
 
 def test_a_probe_that_is_cancelled_says_nothing() -> None:
     """The next call is the probe then."""
     breaker = Breaker(1, open_s=5.0)
-    breaker.begin()
-    breaker.fail(FailureKind.TIMEOUT, 0.0)
-    breaker.begin()
-    breaker.abandon()
+    breaker.fail(FailureKind.TIMEOUT, 0.0, probe=breaker.begin())
+    breaker.abandon(probe=breaker.begin())
 
     assert breaker.closed_in_s(5.0) == 0.0
+
+
+def test_calls_that_began_before_it_opened_do_not_end_the_probe() -> None:
+    """They may end while it is under way; a second one must not follow it."""
+    breaker = Breaker(1, open_s=5.0)
+    old = [breaker.begin() for _ in range(3)]
+    breaker.fail(FailureKind.TIMEOUT, 0.0, probe=old[0])
+    probe = breaker.begin()
+    breaker.fail(FailureKind.REJECTED, 5.0, probe=old[1])
+    breaker.abandon(probe=old[2])
+
+    assert (old, probe) == ([False] * 3, True)
+    assert breaker.closed_in_s(6.0) == 5.0
 
 
 @pytest.mark.parametrize(
@@ -171,8 +179,7 @@ def test_a_probe_that_is_cancelled_says_nothing() -> None:
 def test_what_is_not_the_workers_health_does_not_open_it(kind: FailureKind) -> None:
     """A bad request is the caller's fault, and a rate limit has its own way of waiting."""
     breaker = Breaker(1, open_s=5.0)
-    breaker.begin()
-    breaker.fail(kind, 0.0)
+    breaker.fail(kind, 0.0, probe=breaker.begin())
 
     assert breaker.closed_in_s(0.0) == 0.0
 

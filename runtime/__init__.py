@@ -14,13 +14,22 @@ from .engine import (
     no_listener,
     run_plan,
 )
-from .errors import Failure, FailureKind, JournalError, ModelError, PoolError, WorkerError
+from .errors import (
+    Failure,
+    FailureKind,
+    JournalError,
+    ModelError,
+    PoolError,
+    ReplayError,
+    WorkerError,
+)
 from .journal import CallCache, Journal, RunSummary
 from .limits import Breaker, Budget, Clock, Guard, Ledger, Terms, Window, wait_before
 from .local import EngineName, LocalModel, LocalWorker
 from .models import PACKAGED, PackagedModel, available, fetch
 from .pool import PlannerSettings, Pool, PoolFile, RunSettings
 from .prices import Cost, Price, free, published
+from .replay import areplay, replay
 from .run import (
     Account,
     Attempt,
@@ -117,6 +126,7 @@ __all__ = [
     "PoolFile",
     "Price",
     "Record",
+    "ReplayError",
     "Round",
     "RoundStarted",
     "Run",
@@ -139,6 +149,7 @@ __all__ = [
     "Window",
     "Worker",
     "WorkerError",
+    "areplay",
     "available",
     "carry_out",
     "discover",
@@ -150,6 +161,7 @@ __all__ = [
     "no_listener",
     "pool_toml",
     "published",
+    "replay",
     "run_plan",
     "step_messages",
     "wait_before",

@@ -7,10 +7,12 @@
     ├── PoolError              the pool, or the file that describes it, is wrong
     ├── ModelError             an in-process model can't be had: not installed, not found
     ├── JournalError           the journal can't be opened, read or written; a run is not in it
+    ├── ReplayError            the record of a run does not follow from itself
     └── WorkerError            one call of one worker failed; its ``failure`` says how
 
 A failed call is expected and ends as data in a StepResult; the engine is the one place that turns
-a WorkerError into it. The other errors are raised before anything is carried out.
+a WorkerError into it. A JournalError stops a run that it comes up in; the others are raised before
+anything is carried out.
 """
 
 from __future__ import annotations
@@ -29,6 +31,10 @@ class ModelError(Exception):
 
 class JournalError(Exception):
     """The journal can't be opened, read or written, or does not hold what is asked for."""
+
+
+class ReplayError(Exception):
+    """A run, carried out again from its own record, comes to another one: which step and field."""
 
 
 class FailureKind(StrEnum):

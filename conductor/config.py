@@ -1,4 +1,5 @@
-"""Which pool is used where none is named, and the pool that needs no configuration."""
+"""Which pool and which journal are used where none is named, and the pool that needs no
+configuration."""
 
 from __future__ import annotations
 
@@ -7,10 +8,12 @@ from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
 
-from runtime import LocalModel, LocalWorker, PlannerSettings, Pool, Sampling
+from runtime import LocalModel, LocalWorker, PlannerSettings, Pool, PoolError, Run, Sampling
 
 POOL_FILE = "conductor.toml"
 EMBEDDED_MODEL = "smollm2-135m-instruct"
+EMBEDDED = "embedded"
+"""Where the embedded pool is from, in the record of a run."""
 
 
 def pool_file(env: Mapping[str, str] = os.environ) -> Path | None:
@@ -24,6 +27,20 @@ def pool_file(env: Mapping[str, str] = os.environ) -> Path | None:
         if candidate.is_file():
             return candidate
     return None
+
+
+def journal_file(env: Mapping[str, str] = os.environ) -> Path | None:
+    """The journal of the command: ``$CONDUCTOR_JOURNAL``, or the user's own one.
+
+    Returns:
+        The file; None if ``$CONDUCTOR_JOURNAL`` is "off".
+    """
+    import platformdirs
+
+    named = env.get("CONDUCTOR_JOURNAL")
+    if named:
+        return None if named == "off" else Path(named)
+    return platformdirs.user_state_path("conductor") / "journal.db"
 
 
 @lru_cache(maxsize=1)
@@ -75,7 +92,7 @@ def embedded_pool(progress: Callable[[str], None] = lambda stage: None) -> Pool:
         subtask_characters=100,
         sampling=Sampling(temperature=0.0, max_tokens=256),
     )
-    return Pool(workers, planner=planner, planning=planning)
+    return Pool(workers, planner=planner, planning=planning, source=EMBEDDED)
 
 
 def load_pool(
@@ -88,3 +105,21 @@ def load_pool(
     """
     chosen = path or pool_file()
     return Pool.load(chosen) if chosen else embedded_pool(progress)
+
+
+def pool_of(
+    run: Run,
+    path: str | Path | None = None,
+    progress: Callable[[str], None] = lambda stage: None,
+) -> Pool:
+    """Load the pool that a run used, or the named pool file in its place.
+
+    Raises:
+        PoolError: If the run's pool was made in Python, or the file is wrong or gone.
+    """
+    if path is None and run.pool == EMBEDDED:
+        return embedded_pool(progress)
+    if path is None and not run.pool:
+        told = "its pool was made in Python; name a pool file with --pool, or use resume() there"
+        raise PoolError(f"run {run.id}: {told}")
+    return Pool.load(path or run.pool)

@@ -153,6 +153,7 @@ class Conductor:
         tags: Sequence[str] = (),
         without_tags: Sequence[str] = (),
         budget: Budget | None = None,
+        fallback: Sequence[str] | None = None,
         on_event: Emit = no_listener,
     ) -> Run:
         """Let the Conductor model write a plan and go no further; ``Run.plan`` holds it.
@@ -162,7 +163,14 @@ class Conductor:
         pool = self._pool(only, without, tags, without_tags)
         planner = self._planner_for(pool)
         return await self._carry_out(
-            query, pool, planner, planner.decide, on_event, budget=budget, plan_only=True
+            query,
+            pool,
+            planner,
+            planner.decide,
+            on_event,
+            budget=budget,
+            fallback=fallback,
+            plan_only=True,
         )
 
     def stream(self, query: str, **options: Any) -> Stream:

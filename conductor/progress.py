@@ -1,11 +1,14 @@
-"""A run on the terminal while it goes on: the plan as it is written, then the steps with their
-state, time and tokens."""
+"""A run on the terminal: while it goes on (the plan as it is written, then the steps with their
+state, time and tokens), and how it ended."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Iterable, Mapping
 from time import monotonic
 
+import typer
+from rich.cells import cell_len
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.spinner import Spinner
@@ -15,8 +18,10 @@ from rich.text import Text
 from grammar import Mark, Plan, terminal_rows, to_terminal, topology, visible
 from runtime import (
     CallRetried,
+    Emit,
     Event,
-    Failure,
+    Journal,
+    JournalError,
     NestedEvent,
     PlanAttempted,
     PlanDelta,
@@ -24,29 +29,25 @@ from runtime import (
     PlanParsed,
     PlanSource,
     PlanStarted,
+    Pool,
     Record,
     RoundStarted,
+    Run,
     RunFinished,
     RunResumed,
     RunStarted,
     StepDelta,
     StepFinished,
     StepStarted,
+    StepState,
     marks,
+    no_listener,
 )
 
-_COLOURS = {
-    "waiting": "dim",
-    "running": "cyan",
-    "done": "green",
-    "failed": "red",
-    "skipped": "yellow",
-}
-
-
-def shown(failure: Failure | None) -> str:
-    """A failure as one line that is safe to print."""
-    return visible(failure.message) if failure else ""
+from .config import EMBEDDED
+from .orchestrator import Conductor
+from .show import COLOURS, cost_of, everything, incidents, short, shown
+from .terminal import FAILED, INTERRUPTED, fail, remark, say, tell
 
 
 class Progress:
@@ -84,6 +85,15 @@ class Progress:
             self._live.refresh()
             self._live.__exit__(None, None, None)
             self._live = None
+
+    def take_up(self, events: Iterable[Event]) -> None:
+        """Take in what happened before a run was stopped, which now goes on."""
+        for event in events:
+            self._record.add(event)
+        self._plan = self._record.round.plan
+        done = sum(step.state is StepState.DONE for step in self._record.round.steps)
+        if self._plan is not None:
+            self._plain(f"goes on: {done} of {len(self._plan)} steps are done")
 
     def note(self, stage: str) -> None:
         """Tell about a long preparation. May be called from another thread."""
@@ -211,7 +221,7 @@ class Progress:
                 table.add_row(Text(row.gutter, style="dim"))
                 continue
             step, mark = plan.steps[row.step], current[row.step]
-            colour = _COLOURS[mark.state]
+            colour = COLOURS[mark.state]
             said = self._tail.get(row.step, "") if mark.state == "running" else ""
             excerpt = visible(" ".join((said or step.subtask).split()))
             table.add_row(
@@ -231,3 +241,155 @@ class Progress:
             )
         current.update(marks(self._record.run))
         return current
+
+
+# --- from the command to its end ----------------------------------------------------------------
+
+
+class Watch:
+    """Carries a run out before the user's eyes, for the commands that begin one or go on with it.
+
+    Args:
+        journal: Where the run is kept, if anywhere.
+        quiet: Without progress.
+        spinner: With a sign of life all the same.
+        resumable: Whether a run that is interrupted can go on.
+        run: Id of the run, if it is known beforehand.
+    """
+
+    def __init__(
+        self,
+        journal: Journal | None,
+        *,
+        quiet: bool = False,
+        spinner: bool = False,
+        resumable: bool = True,
+        run: str = "",
+    ) -> None:
+        self._journal = journal
+        self._quiet = quiet
+        self._resumable = resumable
+        self._console = Console(stderr=True, quiet=quiet and not spinner)
+        self._run = run
+
+    def conduct(
+        self,
+        load: Callable[[Callable[[str], None]], Pool],
+        act: Callable[[Conductor, Emit], Run],
+        *,
+        planner: str | None = None,
+        past: Iterable[Event] = (),
+    ) -> Run:
+        """Load the pool, make the team and let it act.
+
+        Args:
+            load: Loads the pool, telling of long preparations.
+            act: Starts the run.
+            planner: The worker that plans, if not the pool's own one.
+            past: What has happened already, if the run goes on.
+        """
+        try:
+            if self._quiet:
+                with self._console.status("planning") as status:
+                    team = Conductor(load(status.update), planner=planner, journal=self._journal)
+                    return act(team, self._heard(no_listener))
+            progress = Progress(self._console)
+            team = Conductor(load(progress.note), planner=planner, journal=self._journal)
+            with progress:
+                progress.take_up(past)
+                return act(team, self._heard(progress))
+        except JournalError as error:
+            fail(f"{error} (--journal FILE names another one, --no-journal keeps none)")
+        except KeyboardInterrupt:
+            kept = self._journal is not None and self._run and self._resumable
+            tell(
+                f"interrupted; `conductor resume {short(self._run)}` goes on"
+                if kept
+                else "interrupted"
+            )
+            raise typer.Exit(INTERRUPTED) from None
+        finally:
+            if self._journal is not None:
+                self._journal.close()
+
+    def _heard(self, then: Emit) -> Emit:
+        def hear(event: Event) -> None:
+            if isinstance(event, RunStarted):
+                self._run = event.run
+            then(event)
+
+        return hear
+
+    def end(self, run: Run, *, json: bool, best: bool = False) -> None:
+        """Print the answer, or why there is none; then the command ends with exit code 1."""
+        if json:
+            say(run.to_json(indent=2))
+        if run.answer is None:
+            self._without_answer(run, best and not json)
+        if json:
+            return
+        if self._quiet:
+            say(visible(run.answer or "", "\n\t"))
+            return
+        _print_framed("answer", run.answer or "")
+        for line in _filled(self._footer(run), self._console.width):
+            self._console.print(Text(line, style="dim"), soft_wrap=True)
+        if run.pool == EMBEDDED:
+            hint = "This was one small untrained model in this process; `conductor init` sets up"
+            self._console.print(Text(f"{hint} better ones.", style="dim"))
+
+    def _without_answer(self, run: Run, best: bool) -> None:
+        nearest = run.best
+        if best and nearest is not None:
+            title = f"best so far: step {nearest.index}, {nearest.worker}"
+            if self._quiet:
+                say(visible(nearest.text, "\n\t"))
+            else:
+                _print_framed(title, nearest.text)
+        tell(f"error: no answer: {shown(run.failure)}")
+        if nearest is not None and not best:
+            where = f"conductor show {short(run.id)}" if self._journal else "--best prints it"
+            told = f"step {nearest.index} ({nearest.worker}) came nearest to one"
+            remark(f"{told}: {where}")
+        elif self._journal is not None:
+            remark(f"conductor show {short(run.id)}")
+        raise typer.Exit(FAILED)
+
+    def _footer(self, run: Run) -> list[str]:
+        """Who answered, in what time, for how much, and where more is told."""
+        answered = [at for at, each in enumerate(run.rounds) if each.answer is not None]
+        last = run.rounds[answered[-1]].steps[-1]
+        used, planning = run.usage, run.planning_usage
+        number = f" of round {answered[-1] + 1}" if len(run.rounds) > 1 else ""
+        parts = [
+            f"answered by {visible(last.worker)} (step {last.index}{number})",
+            f"{run.seconds:.1f} s",
+            f"tokens in/out {used.input_tokens:,}/{used.output_tokens:,}",
+        ]
+        if run.planning:
+            parts.append(f"planning {planning.input_tokens:,}/{planning.output_tokens:,}")
+        parts += [cost_of(everything(run)), *map(visible, incidents(run))]
+        if self._journal is not None:
+            parts.append(f"conductor show {short(run.id)}")
+        return [each for each in parts if each]
+
+
+def _filled(parts: Iterable[str], width: int) -> list[str]:
+    """Join parts to lines that are no wider than the terminal, each part whole."""
+    lines: list[str] = []
+    for part in parts:
+        joined = f"{lines[-1]} · {part}" if lines else part
+        if lines and cell_len(joined) <= width:
+            lines[-1] = joined
+        else:
+            lines.append(part)
+    return lines
+
+
+def _print_framed(title: str, text: str) -> None:
+    """A text on standard output, between two lines that are not."""
+    console = Console(stderr=True)
+    console.rule(Text(visible(title)), style="dim")
+    sys.stderr.flush()
+    say(visible(text, "\n\t"), flush=True)
+    console.rule(style="dim")

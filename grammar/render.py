@@ -36,6 +36,8 @@ class Mark:
     state: State
     detail: str = ""
     """A few words more, such as ``2.1 s · 48 tokens``."""
+    number: str = ""
+    """Shown in place of the step's number, where one plan is drawn of several."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +77,13 @@ def _direct(plan: Plan) -> list[tuple[int, ...]]:
     return found
 
 
-def _reads(access: Sequence[int]) -> list[str]:
+def _numbers(plan: Plan, marks: Mapping[int, Mark]) -> list[str]:
+    """What each step is called: its number, or what its mark says."""
+    said = [marks[step.index].number if step.index in marks else "" for step in plan]
+    return [_clip(_clean(each), 12) or str(at) for at, each in enumerate(said)]
+
+
+def _reads(access: Sequence[int], numbers: Sequence[str]) -> list[str]:
     """Name steps; four or more in a row become a range."""
     runs: list[list[int]] = []
     for index in access:
@@ -86,7 +94,11 @@ def _reads(access: Sequence[int]) -> list[str]:
     return [
         part
         for run in runs
-        for part in ([f"{run[0]}–{run[-1]}"] if len(run) > 3 else map(str, run))
+        for part in (
+            [f"{numbers[run[0]]}–{numbers[run[-1]]}"]
+            if len(run) > 3
+            else [numbers[at] for at in run]
+        )
     ]
 
 
@@ -297,15 +309,27 @@ def to_dot(plan: Plan, *, marks: Mapping[int, Mark] = {}, dark: bool = False) ->
     # Beyond this, dotted edges hide more than they tell.
     crowded = len(implied) > len(plan) + 2
     colours = _colours(plan)
+    numbers = _numbers(plan, marks)
     for step in plan:
         mark = marks.get(step.index)
         line, fill = theme.states[mark.state] if mark else (theme.border, theme.card)
         final = step is plan.final
-        told = "reads " + ", ".join(_reads(step.access)) if crowded and step.access else ""
+        told = "reads " + ", ".join(_reads(step.access, numbers)) if crowded and step.access else ""
         dashed = ",dashed" if mark and mark.state in ("waiting", "skipped") else ""
         dot.node(
             f"s{step.index}",
-            label=f"<{_card(step, final, mark, told, colours[_name(step)], theme, bool(marks))}>",
+            label="<"
+            + _card(
+                step,
+                numbers[step.index],
+                final,
+                mark,
+                told,
+                colours[_name(step)],
+                theme,
+                bool(marks),
+            )
+            + ">",
             style="rounded,filled" + dashed,
             fillcolor=fill,
             color=line if mark or not final else theme.ink,
@@ -342,6 +366,7 @@ def _colours(plan: Plan) -> dict[str, str]:
 
 def _card(
     step: Step,
+    number: str,
     final: bool,
     mark: Mark | None,
     told: str,
@@ -352,7 +377,7 @@ def _card(
     """Write the HTML-like label of a step: number, worker, subtask, and how it is getting on."""
     tag = "answer" if final else ""
     digit = "#FFFFFF" if _luminance(colour) < 0.35 else "#1F2328"
-    badge = 16 + 6 * len(str(step.index))
+    badge = 16 + 6 * len(number)
     right = 44 if tag else 4
     name = _clip(_name(step), (_CARD - badge - right - 10) / 12.5, _ems)
     state = theme.muted  # of those that wait or were skipped, the line is too pale for words
@@ -370,7 +395,7 @@ def _card(
     rows = [
         f'<tr><td><table border="0" cellborder="0" cellspacing="0" cellpadding="0"><tr>'
         f'<td fixedsize="true" width="{badge}" height="18" bgcolor="{colour}" style="rounded">'
-        f'<font color="{digit}" point-size="10"><b>{step.index}</b></font></td>'
+        f'<font color="{digit}" point-size="10"><b>{_label(number)}</b></font></td>'
         f'<td width="6"></td>'
         f'<td width="{_CARD - badge - right - 6}" align="left">'
         f'<font color="{ink}" point-size="12"><b>{_label(name)}</b></font></td>'
@@ -416,17 +441,18 @@ def to_svg(
     # Each line is set in the direction of its first letter.
     text = f'font-family="{_FONT_STACK}" unicode-bidi="plaintext"'
     svg = re.sub(f'font-family="{_FONT}[^"]*"', text, svg)
-    return re.sub(r"<title>(\S+)</title>", lambda found: _title(found[1], plan), svg)
+    numbers = _numbers(plan, marks)
+    return re.sub(r"<title>(\S+)</title>", lambda found: _title(found[1], plan, numbers), svg)
 
 
-def _title(name: str, plan: Plan) -> str:
+def _title(name: str, plan: Plan, numbers: Sequence[str]) -> str:
     """Replace the title of a graph element, which browsers show as its tooltip."""
     indices = [int(digits) for digits in re.findall(r"s(\d+)", name)]
     if len(indices) == 2:
-        said = f"step {indices[1]} reads step {indices[0]}"
+        said = f"step {numbers[indices[1]]} reads step {numbers[indices[0]]}"
     elif indices:
         step = plan.steps[indices[0]]
-        said = f"step {step.index}, {_name(step)}: {_clean(step.subtask)}"
+        said = f"step {numbers[step.index]}, {_name(step)}: {_clean(step.subtask)}"
     else:
         said = "1 step" if len(plan) == 1 else f"{len(plan)} steps"
     return f"<title>{html.escape(said)}</title>"
@@ -511,9 +537,10 @@ def to_mermaid(plan: Plan, *, marks: Mapping[int, Mark] = {}) -> str:
         marks: States of a run by step index.
     """
     lines = [f"flowchart {_direction(plan)}"]
+    numbers = _numbers(plan, marks)
     for step in plan:
         mark = marks.get(step.index)
-        head = f"{step.index} · {_clip(_name(step), 32)}" + (
+        head = f"{numbers[step.index]} · {_clip(_name(step), 32)}" + (
             " · answer" if step is plan.final else ""
         )
         parts = [head, *_wrap(_clean(step.subtask), 32, 3)]
@@ -688,7 +715,8 @@ def to_terminal(
     rows = terminal_rows(plan, marks, columns=max(1, width // 2))
     names = [_clip(_name(step), 20) for step in plan]
     column = max(map(cells, names))
-    digits = len(str(len(plan) - 1))
+    numbers = _numbers(plan, marks)
+    digits = max(map(cells, numbers))
     lines = []
     for row in rows:
         if row.step is None:
@@ -697,9 +725,11 @@ def to_terminal(
         step = plan.steps[row.step]
         mark = marks.get(row.step)
         name = names[row.step]
-        head = f"  {row.step:>{digits}} "
+        number = numbers[row.step]
+        head = f"  {' ' * (digits - cells(number))}{number} "
         left = f"{row.gutter}{head}{name}{' ' * (column - cells(name))}  "
-        reads = "reads " + ", ".join(_reads(step.access)) if step.access else ""
+        read = _reads(step.access, numbers)
+        reads = "reads " + ", ".join(read) if read else ""
         detail = _clip(_clean(mark.detail), 40) if mark else ""
         behind = "".join(f"   {each}" for each in (detail, reads) if each)
         room = width - cells(left)

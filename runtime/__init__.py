@@ -56,6 +56,7 @@ from .run import (
     StepFinished,
     StepResult,
     StepStarted,
+    flattened,
     fold,
     marks,
 )
@@ -154,6 +155,7 @@ __all__ = [
     "carry_out",
     "discover",
     "fetch",
+    "flattened",
     "fold",
     "free",
     "given",

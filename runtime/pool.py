@@ -568,7 +568,7 @@ class PoolFile(_Table):
                 if not isinstance(table, ConductorTable)
             },
             settings=self.run.settings,
-            source=self.path,
+            source=os.path.abspath(self.path),  # a run may go on in another folder
         )
 
     @property

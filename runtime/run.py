@@ -13,7 +13,7 @@ from enum import StrEnum
 from functools import lru_cache
 from typing import TYPE_CHECKING, Literal
 
-from grammar import Diagnostic, Mark, Plan, mimebundle
+from grammar import Diagnostic, Mark, Plan, Step, mimebundle
 
 from .errors import Failure
 from .limits import Budget
@@ -480,7 +480,10 @@ class Run:
         told = f"{self.state}, {self.seconds:.1f} s"
         said = self.answer or (self.failure.message if self.failure else "")
         text = f"{told}\n{said}" if said else told
-        return mimebundle(self.plan, text, marks=marks(self))
+        if self.plan is None:
+            return mimebundle(None, text)
+        plan, states = flattened(self)
+        return mimebundle(plan, text, marks=states)
 
 
 def _total(accounts: Sequence[Account]) -> Account:
@@ -515,6 +518,80 @@ def _planning_calls(attempt: PlanAttempt) -> Iterator[Account]:
 def marks(run: Run) -> dict[int, Mark]:
     """The state of each step, for the renderers: ``to_svg(run.plan, marks=marks(run))``."""
     return {result.index: _mark(result) for result in run.steps}
+
+
+def flattened(run: Run) -> tuple[Plan, dict[int, Mark]]:
+    """Make one plan of all rounds and of the runs inside steps, for the renderers.
+
+    The steps of a run inside a step stand before it: they begin with what the step reads, and it
+    reads their last one. A step of a later round that saw the answer of the round before (see
+    :mod:`runtime.context`) reads the step that gave it.
+
+    Returns:
+        The plan; and the marks of its steps, whose numbers say where they are from: ``R2.1`` is
+        step 1 of the second round, ``1.0`` step 0 of the run inside step 1.
+
+    Raises:
+        ValueError: If the run has no plan.
+    """
+    flat = _Flat()
+    flat.lay(run, "", ())
+    if not flat.steps:
+        raise ValueError(f"run {run.id} came to no plan, so there is nothing to draw")
+    return Plan(tuple(flat.steps)), flat.marks
+
+
+class _Flat:
+    """One plan in the making, of many."""
+
+    def __init__(self) -> None:
+        self.steps: list[Step] = []
+        self.marks: dict[int, Mark] = {}
+
+    def lay(self, run: Run, prefix: str, before: tuple[int, ...]) -> int | None:
+        """Put a run's steps behind the others.
+
+        Args:
+            run: The run.
+            prefix: What the numbers of its steps begin with.
+            before: What those of its steps read that read nothing else.
+
+        Returns:
+            Where its last step stands, if it has one.
+        """
+        planned = [each for each in run.rounds if each.plan is not None]
+        answer: int | None = None
+        last: int | None = None
+        for number, each in enumerate(planned, 1):
+            name = prefix + (f"R{number}." if len(planned) > 1 else "")
+            last = self._lay_round(run, each, name, before, answer)
+            if each.answer is not None:
+                answer = last
+        return last
+
+    def _lay_round(
+        self, run: Run, laid: Round, prefix: str, before: tuple[int, ...], answer: int | None
+    ) -> int:
+        assert laid.plan is not None
+        results = {each.index: each for each in laid.steps}
+        places: list[int] = []
+        for step in laid.plan:
+            access = {places[earlier] for earlier in step.access}
+            if answer is not None and len(step.access) == step.index:
+                access.add(answer)
+            access = access or {*before}
+            result = results.get(step.index)
+            if result is not None and result.run is not None:
+                inner = self.lay(result.run, f"{prefix}{step.index}.", tuple(sorted(access)))
+                access.update(() if inner is None else (inner,))
+            places.append(len(self.steps))
+            self.steps.append(replace(step, index=places[-1], access=tuple(sorted(access))))
+            if run.state is not RunState.PLANNED:
+                mark = Mark("waiting") if result is None else _mark(result)
+                number = f"{prefix}{step.index}"
+                shown = "" if number == str(places[-1]) else number
+                self.marks[places[-1]] = replace(mark, number=shown)
+        return places[-1]
 
 
 def _mark(result: StepResult) -> Mark:

@@ -1,6 +1,8 @@
-"""What all tests share: both event loops, and properties without a clock."""
+"""What all tests share: both event loops, properties without a clock, and no journal."""
 
 from __future__ import annotations
+
+import os
 
 import pytest
 from hypothesis import settings
@@ -9,6 +11,9 @@ from runtime import LocalModel
 
 settings.register_profile("conductor", deadline=None)
 settings.load_profile("conductor")
+
+# Nobody's own journal is written to: neither by tests nor by commands that they start.
+os.environ["CONDUCTOR_JOURNAL"] = "off"
 
 
 @pytest.fixture(scope="session", params=["asyncio", "trio"])

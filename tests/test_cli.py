@@ -26,7 +26,13 @@ def command(
     *arguments: str | Path, cwd: Path, stdin: str = "", env: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Run `conductor ...` in a process of its own, without the user's own pool or keys."""
-    clean = {"PATH": "/usr/bin:/bin", "HOME": str(Path.home()), "COLUMNS": "100", **(env or {})}
+    clean = {
+        "PATH": "/usr/bin:/bin",
+        "HOME": str(Path.home()),
+        "COLUMNS": "100",
+        "CONDUCTOR_JOURNAL": "off",
+        **(env or {}),
+    }
     return subprocess.run(
         [sys.executable, "-m", "conductor", *map(str, arguments)],
         cwd=cwd,

@@ -9,7 +9,8 @@ import pytest
 from rich.console import Console
 
 from conductor import Conductor, marks
-from conductor.progress import Progress, shown
+from conductor.progress import Progress
+from conductor.show import shown
 from grammar import Mark, Plan, best_of_n
 from runtime import (
     Completion,

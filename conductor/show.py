@@ -409,8 +409,8 @@ def state_of(summary: RunSummary) -> str:
     return "stopped" if gone else str(summary.state)
 
 
-_ROOMY = 110
-"""Cells of a terminal in which a line has room for all."""
+_ROOMY, _NARROW = 110, 80
+"""Cells of a terminal in which a line has room for all, and below which only for some."""
 
 
 def runs_table(summaries: Sequence[RunSummary], width: int = _ROOMY) -> Table:
@@ -427,8 +427,9 @@ def runs_table(summaries: Sequence[RunSummary], width: int = _ROOMY) -> Table:
         table.add_column(title, no_wrap=True)
     for title in ("seconds", "steps") if roomy else ("s", "n"):
         table.add_column(title, justify="right", no_wrap=True)
-    workers = 28 if roomy else 14
-    table.add_column("workers", overflow="ellipsis", no_wrap=True, max_width=workers)
+    if width >= _NARROW:
+        most = 28 if roomy else 14
+        table.add_column("workers", overflow="ellipsis", no_wrap=True, max_width=most)
     if priced:
         table.add_column("cost", justify="right", no_wrap=True)
     table.add_column("query", overflow="ellipsis", no_wrap=True, ratio=1)
@@ -441,7 +442,7 @@ def runs_table(summaries: Sequence[RunSummary], width: int = _ROOMY) -> Table:
             Text(state, COLOURS.get(state, "cyan")),
             f"{each.seconds:.1f}" if ended else "",
             str(each.steps) if each.steps else "",
-            visible(", ".join(each.workers)),
+            *([visible(", ".join(each.workers))] if width >= _NARROW else []),
             *([money(each.dollars) if each.dollars else ""] if priced else []),
             visible(" ".join(each.query.split())[:200]),
         )

@@ -24,13 +24,24 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import anyio
 
 from grammar import Plan, chain
-from runtime import Call, Endpoint, FunctionWorker, Message, Pool, Run, run_plan
+from runtime import (
+    Call,
+    Endpoint,
+    FunctionWorker,
+    Journal,
+    Message,
+    Pool,
+    no_listener,
+    run_plan,
+)
 
-from .baselines import Runner, on_anyio, on_engine, on_langgraph, version_of
+from .baselines import RUNNERS, Runner, on_anyio, version_of
 from .in_flight import small_plan
 
 INSTALL = "pip install -r tests/benchmarks/requirements.txt"
@@ -56,7 +67,7 @@ class Report:
         print(f"Python {platform.python_version()}, {', '.join(versions)}")
         print(f"{platform.system()}, {os.cpu_count()} cores, load {load:.1f}; ", end="")
         print(f"medians of {self.repeats}")
-        print(f"\n{'':46}{'figure':>14}  {'baseline':28}{'ratio':>7}  {'bar':8}")
+        print(f"\n{'':54}{'figure':>14}  {'baseline':28}{'ratio':>7}  {'bar':8}")
 
     def line(
         self, quantity: str, figure: str, baseline: str, ratio: float, bar: float | None, *,
@@ -73,13 +84,13 @@ class Report:
             else:
                 self.missed.append(quantity)
         print(
-            f"{quantity:46}{figure:>14}  {baseline:28}{ratio:7.2f}  {told:8}{verdict}", flush=True
+            f"{quantity:54}{figure:>14}  {baseline:28}{ratio:7.2f}  {told:8}{verdict}", flush=True
         )
 
     def leave_out(self, quantity: str) -> None:
         """Say what can't be measured here."""
         self.left_out.append(quantity)
-        print(f"{quantity:46}left out: LangGraph is not installed ({INSTALL})")
+        print(f"{quantity:54}left out: LangGraph is not installed ({INSTALL})")
 
     def end(self) -> None:
         """Sum up."""
@@ -109,6 +120,12 @@ def line(size: int) -> Plan:
 
 
 SHAPES: dict[str, Callable[[int], Plan]] = {"chain": line, "random DAG": random_dag}
+
+
+def has(runner: str) -> bool:
+    """Whether what it runs on is installed."""
+    package = {"langgraph": "langgraph", "langgraph+sqlite": "langgraph-checkpoint-sqlite"}
+    return runner not in package or version_of(package[runner]) is not None
 
 
 def sleeper(seconds: float) -> Callable[[Sequence[Message]], Awaitable[str]]:
@@ -155,43 +172,41 @@ async def compared(
 
 async def steps(report: Report) -> None:
     """Engine over bare anyio per step, and whether a step costs more in a larger plan."""
-    for shape, make in SHAPES.items():
-        found = {}
-        for size in SIZES:
-            plan = make(size)
-            found[size], bare, ratio = await compared(
-                partial(on_engine, plan, nothing),
-                partial(on_anyio, plan, nothing),
-                size,
-                report.repeats,
-            )
-            report.line(
-                f"CPU per step, {shape} of {size:,}",
-                f"{found[size]:.1f} us",
-                f"bare anyio {bare:.1f} us",
-                ratio,
-                3,
-            )
-        least, *_, most = SIZES
-        report.line(
-            f"linearity: {shape} of {most:,} over {least}",
-            f"{found[most]:.1f} us",
-            f"a step of {least}: {found[least]:.1f} us",
-            found[most] / found[least],
-            1.5,
-        )
+    for journal, engine in (("", "conductor"), (" with journal", "conductor+journal")):
+        async with RUNNERS[engine]() as run:
+            for shape, make in SHAPES.items():
+                await _steps(report, f"CPU per step{journal}, {shape}", run, make)
+
+
+async def _steps(report: Report, quantity: str, run: Runner, make: Callable[[int], Plan]) -> None:
+    found = {}
+    for size in SIZES:
+        plan = make(size)
+        ours, bare = partial(run, plan, nothing), partial(on_anyio, plan, nothing)
+        found[size], bare_us, ratio = await compared(ours, bare, size, report.repeats)
+        told = f"{found[size]:.1f} us", f"bare anyio {bare_us:.1f} us"
+        report.line(f"{quantity} of {size:,}", *told, ratio, 3)
+    least, most = SIZES[0], SIZES[-1]
+    told = f"{found[most]:.1f} us", f"a step of {least}: {found[least]:.1f} us"
+    report.line(f"{quantity}, {most:,} over {least}", *told, found[most] / found[least], 1.5)
 
 
 async def build_and_run(report: Report) -> None:
-    """A plan of five steps from its lists to its answer."""
+    """A plan of five steps from its lists to its answer; then all of it kept in a file."""
     quantity = "5-step plan, build and run"
-    if version_of("langgraph") is None:
-        report.leave_out(quantity)
-        return
-    ours, theirs, ratio = await compared(
-        partial(_built, on_engine), partial(_built, on_langgraph), 1, report.repeats, least=100
-    )
-    report.line(quantity, f"{ours:,.0f} us", f"LangGraph {theirs:,.0f} us", ratio, 0.1)
+    pairs = {
+        quantity: ("conductor", "langgraph"),
+        f"{quantity}, kept in SQLite": ("conductor+journal", "langgraph+sqlite"),
+    }
+    for name, (ours, theirs) in pairs.items():
+        if not has(theirs):
+            report.leave_out(name)
+            continue
+        async with RUNNERS[ours]() as one, RUNNERS[theirs]() as other:
+            us, theirs_us, ratio = await compared(
+                partial(_built, one), partial(_built, other), 1, report.repeats, least=50
+            )
+        report.line(name, f"{us:,.0f} us", f"LangGraph {theirs_us:,.0f} us", ratio, 0.1)
 
 
 async def _built(run: Runner) -> None:
@@ -202,26 +217,36 @@ async def _built(run: Runner) -> None:
 
 
 async def makespans(report: Report) -> None:
-    """How much longer a plan takes than its critical path; every step 50 to 250 ms."""
+    """How much longer a plan takes than its critical path; steps of 50 ms and more, journal on."""
     rng = random.Random(8)
     grid = [
         sorted({row * 8 - 8 + column, row * 8 - 8 + rng.randrange(8)}) if row else []
         for row in range(8)
         for column in range(8)
     ]
-    for name, access in (("8x8 plan", grid), ("random DAG of 40", list(random_dag(40).access))):
-        seconds = [rng.uniform(0.05, 0.25) for _ in access]
-        found = [await _makespan(access, seconds) for _ in range(report.repeats)]
-        path = critical_path_s(access, seconds)
-        took = statistics.median(found)
-        figures = f"{took:.3f} s", f"critical path {path:.3f} s"
-        report.line(f"makespan, {name}", *figures, took / path, 1.05)
+    dag = random_dag(40).access
+    fan: list[list[int]] = [[], *([[0]] * 16), list(range(1, 17))]
+    cases: list[tuple[str, Sequence[Sequence[int]], list[float], float]] = [
+        ("8x8 plan of 50 to 250 ms steps", grid, [rng.uniform(0.05, 0.25) for _ in grid], 1.05),
+        ("random DAG of 40, 50 to 250 ms", dag, [rng.uniform(0.05, 0.25) for _ in dag], 1.05),
+        ("1 -> 16 -> 1 plan of 200 ms steps", fan, [0.2] * 18, 1.1),
+        ("chain of 10 steps of 50 ms", line(10).access, [0.05] * 10, 1.05),
+    ]
+    with TemporaryDirectory() as folder, Journal(Path(folder) / "runs.db") as journal:
+        await _makespan_s([[]], [0.0], journal)  # opens the file
+        for name, access, seconds, bar in cases:
+            found = [await _makespan_s(access, seconds, journal) for _ in range(report.repeats)]
+            took, path = statistics.median(found), critical_path_s(access, seconds)
+            told = f"{took * 1e3:,.0f} ms", f"critical path {path * 1e3:,.0f} ms"
+            report.line(f"makespan, {name}", *told, took / path, bar)
 
 
-async def _makespan(access: Sequence[Sequence[int]], seconds: Sequence[float]) -> float:
+async def _makespan_s(
+    access: Sequence[Sequence[int]], seconds: Sequence[float], journal: Journal
+) -> float:
     pool = Pool(FunctionWorker(f"w{i}", sleeper(took)) for i, took in enumerate(seconds))
     plan = Plan.of([f"do {i}" for i in range(len(access))], pool.names, access)
-    run: Run = await run_plan(plan, "q", pool)
+    run = await run_plan(plan, "q", pool, emit=journal.before(no_listener))
     return run.seconds
 
 
@@ -233,33 +258,14 @@ def critical_path_s(access: Sequence[Sequence[int]], seconds: Sequence[float]) -
     return max(ends)
 
 
-async def fan_out(report: Report) -> None:
-    """One step, sixteen that read it, one that reads these; 200 ms each. Then a chain of 10."""
-    wide = [[], *([[0]] * 16), list(range(1, 17))]
-    took = await _median_makespan(wide, 0.2, report.repeats)
-    told = f"{took * 1e3:.0f} ms", "3 x 200 ms"
-    report.line("1 -> 16 -> 1 plan of 200 ms steps", *told, took / 0.6, 1.1)
-    took = await _median_makespan([list(step) for step in line(10).access], 0.05, report.repeats)
-    told = f"{took * 1e3:.0f} ms", "10 x 50 ms"
-    report.line("chain of 10 steps of 50 ms", *told, took / 0.5, 1.05)
-
-
-async def _median_makespan(access: Sequence[Sequence[int]], seconds: float, repeats: int) -> float:
-    found = [await _makespan(access, [seconds] * len(access)) for _ in range(repeats)]
-    return statistics.median(found)
-
-
 # -- many plans at once -----------------------------------------------------------------------
 
 
 async def flight(report: Report) -> None:
     """A thousand plans of five steps at once, each runner in a process of its own."""
-    runners = ["conductor", "anyio"]
-    if version_of("langgraph") is not None:
-        runners.append("langgraph")
-    repeats = min(3, report.repeats)
+    runners = [runner for runner in RUNNERS if has(runner)]
     found: dict[str, list[dict[str, float]]] = {runner: [] for runner in runners}
-    for _ in range(repeats):
+    for _ in range(min(3, report.repeats)):
         for runner in runners:
             found[runner].append(await _in_flight(runner))
 
@@ -267,18 +273,21 @@ async def flight(report: Report) -> None:
         return statistics.median(each[what] for each in found[runner])
 
     many = f"{PLANS:,} plans in flight"
-    kib, bare = median("conductor", "kib"), median("anyio", "kib")
-    told = f"{kib:.1f} KiB", f"bare anyio {bare:.1f} KiB"
-    report.line(f"{many}: memory per plan", *told, kib / bare, 3)
-    if "langgraph" not in found:
-        report.leave_out(f"{many}: throughput")
-        return
-    ours, theirs = median("conductor", "plans_per_s"), median("langgraph", "plans_per_s")
-    told = f"{ours:,.0f} plans/s", f"LangGraph {theirs:,.0f} plans/s"
-    report.line(f"{many}: throughput", *told, ours / theirs, 10, at_least=True)
-    other = median("langgraph", "kib")
-    told = f"{kib:.1f} KiB", f"LangGraph {other:.1f} KiB"
-    report.line(f"{many}: memory over LangGraph", *told, kib / other, None)
+    for ours, name in (("conductor", many), ("conductor+journal", f"{many} with journal")):
+        kib, bare = median(ours, "kib"), median("anyio", "kib")
+        told = f"{kib:.1f} KiB", f"bare anyio {bare:.1f} KiB"
+        report.line(f"{name}: memory", *told, kib / bare, 3)
+    pairs = {
+        f"{many}: throughput": ("conductor", "langgraph"),
+        f"{many}, kept in SQLite: throughput": ("conductor+journal", "langgraph+sqlite"),
+    }
+    for name, (ours, theirs) in pairs.items():
+        if not has(theirs):
+            report.leave_out(name)
+            continue
+        one, other = median(ours, "plans_per_s"), median(theirs, "plans_per_s")
+        told = f"{one:,.0f} plans/s", f"LangGraph {other:,.0f} plans/s"
+        report.line(name, *told, one / other, 10, at_least=True)
 
 
 async def _in_flight(runner: str) -> dict[str, float]:
@@ -375,7 +384,6 @@ PARTS: dict[str, Callable[[Report], Awaitable[None]]] = {
     "steps": steps,
     "langgraph": build_and_run,
     "makespan": makespans,
-    "fan-out": fan_out,
     "flight": flight,
     "client": client,
 }

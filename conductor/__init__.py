@@ -95,6 +95,7 @@ from .orchestrator import Conductor, Stream
 from .planner import Planner
 from .prompt import plan_messages
 from .schema import json_schema
+from .telemetry import Telemetry
 
 __all__ = [
     "Account",
@@ -142,6 +143,7 @@ __all__ = [
     "StepResult",
     "StepState",
     "Stream",
+    "Telemetry",
     "Terms",
     "Topology",
     "Usage",

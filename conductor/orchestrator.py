@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -24,6 +25,7 @@ from runtime import (
     PlanParsed,
     PlanSource,
     Pool,
+    Record,
     Run,
     RunStarted,
     RunState,
@@ -39,6 +41,7 @@ from runtime import (
 )
 
 from .planner import Planner
+from .telemetry import Telemetry
 
 
 class Conductor:
@@ -57,6 +60,7 @@ class Conductor:
             own choice if None.
         journal: Where runs are kept: every finished call before anything depends on it.
         cache: Completions to use instead of calls, for training and evaluation.
+        telemetry: Where spans and metrics go; what is told there is in the journal already.
 
     Enter it (``async with``) to keep connections open from one run to the next.
     """
@@ -68,6 +72,7 @@ class Conductor:
         planner: Planner | Worker | str | None = None,
         journal: Journal | None = None,
         cache: Cache | None = None,
+        telemetry: Telemetry | None = None,
     ) -> None:
         if pool is None:
             from .config import embedded_pool
@@ -76,6 +81,7 @@ class Conductor:
         self.pool = pool
         self.journal = journal
         self.cache = cache
+        self.telemetry = telemetry
         if isinstance(planner, str):
             planner = pool[planner]
         if planner is not None and not isinstance(planner, Planner):
@@ -95,6 +101,7 @@ class Conductor:
         budget: Budget | None = None,
         rounds: int | None = None,
         fallback: Sequence[str] | None = None,
+        traceparent: str = "",
         on_event: Emit = no_listener,
     ) -> Run:
         """Answer a query: decide, carry out, record.
@@ -112,6 +119,7 @@ class Conductor:
             rounds: Most rounds: after each the Conductor sees the answer and keeps it or plans
                 again. As the pool says (usually 1) if None.
             fallback: Workers that stand in for any that fails; as the pool says if None.
+            traceparent: What the run is a part of, for telemetry; see :meth:`Telemetry.follow`.
             on_event: Gets every event as it happens.
 
         Returns:
@@ -142,6 +150,7 @@ class Conductor:
             budget=budget,
             rounds=rounds,
             fallback=fallback,
+            traceparent=traceparent,
         )
 
     async def aplan(
@@ -154,6 +163,7 @@ class Conductor:
         without_tags: Sequence[str] = (),
         budget: Budget | None = None,
         fallback: Sequence[str] | None = None,
+        traceparent: str = "",
         on_event: Emit = no_listener,
     ) -> Run:
         """Let the Conductor model write a plan and go no further; ``Run.plan`` holds it.
@@ -170,6 +180,7 @@ class Conductor:
             on_event,
             budget=budget,
             fallback=fallback,
+            traceparent=traceparent,
             plan_only=True,
         )
 
@@ -218,7 +229,8 @@ class Conductor:
             PoolError: If the pool lacks a worker of the run.
         """
         journal = self._journal()
-        past = journal.run(run)
+        record = journal.record(run)
+        past = record.run
         if past.state in (RunState.DONE, RunState.PLANNED):
             return past
         pool = self.pool.only(*past.workers)
@@ -227,7 +239,10 @@ class Conductor:
         source = past.rounds[0].source
         if source is not None and source is not PlanSource.CONDUCTOR and past.rounds[0].plan:
             decide = given(past.rounds[0].plan, planner.decide)
-        with journal.resumed(past.id, on_event, force=force) as (record, emit):
+        with (
+            self._followed(on_event, pool, planner, past=record) as followed,
+            journal.resumed(past.id, followed, force=force) as (record, emit),
+        ):
             return await self._carry_out(
                 past.query,
                 pool,
@@ -307,6 +322,7 @@ class Conductor:
         budget: Budget | None = None,
         rounds: int | None = None,
         fallback: Sequence[str] | None = None,
+        traceparent: str = "",
         **more: Any,
     ) -> Run:
         if not query.strip():
@@ -314,13 +330,11 @@ class Conductor:
         settings = pool.settings
         if fallback is None:
             fallback = [name for name in settings.fallback if name in pool.names]
-        if self.journal is not None and "past" not in more:
-            on_event = self.journal.before(on_event)
-        return await carry_out(
+        carry = partial(
+            carry_out,
             query,
             pool,
             decide,
-            emit=on_event,
             budget=settings.budget if budget is None else budget,
             rounds=settings.rounds if rounds is None else rounds,
             fallback=fallback,
@@ -329,6 +343,32 @@ class Conductor:
             planner=planner.worker.name,
             **more,
         )
+        if "past" in more:  # it has a journal and telemetry already
+            return await carry(emit=on_event)
+        with self._followed(on_event, pool, planner, traceparent) as emit:
+            return await carry(emit=self.journal.before(emit) if self.journal else emit)
+
+    @contextmanager
+    def _followed(
+        self,
+        on_event: Emit,
+        pool: Pool,
+        planner: Planner,
+        traceparent: str = "",
+        past: Record | None = None,
+    ) -> Iterator[Emit]:
+        """Put the telemetry of a run before its listener, and end it with the run at the latest."""
+        if self.telemetry is None:
+            yield on_event
+            return
+        workers = (*pool, planner.worker)
+        follower = self.telemetry.follow(
+            on_event, workers=workers, traceparent=traceparent, past=past
+        )
+        try:
+            yield follower
+        finally:
+            follower.close()
 
     def _journal(self) -> Journal:
         if self.journal is None:

@@ -423,6 +423,21 @@ class Follower:
             trace.forget_calls()
 
 
+def problems() -> list[str]:
+    """Collect what OpenTelemetry complains of from now on, instead of having it printed."""
+    found: list[str] = []
+
+    class Collecting(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            found.append(record.getMessage())
+
+    for name in ("opentelemetry", _log.name):
+        log = logging.getLogger(name)
+        log.addHandler(Collecting(logging.WARNING))
+        log.propagate = False
+    return found
+
+
 def _version() -> str:
     try:
         return installed_version("conductor-lm")

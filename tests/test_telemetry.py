@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -1320,3 +1322,107 @@ def test_a_collector_that_is_not_there_is_no_error(
         run = Conductor(Pool([echo("a")]), telemetry=telemetry).run("Why?", worker="a")
 
     assert run.state is RunState.DONE
+
+
+# -- the page and the command -----------------------------------------------------------------
+
+PAGE = (ROOT / "docs" / "telemetry.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+
+
+def shell(script: str, folder: Path, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run lines of the page as a user does, with the `conductor` of this checkout."""
+    command = folder / "conductor"
+    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m conductor "$@"\n', encoding="utf-8")
+    command.chmod(0o755)
+    path = f"{folder}{os.pathsep}/usr/bin{os.pathsep}/bin"
+    clean = {"PATH": path, "HOME": str(Path.home()), "PYTHONPATH": str(ROOT), **env}
+    return subprocess.run(
+        ["sh", "-c", script], cwd=folder, env=clean, capture_output=True, text=True, timeout=600
+    )
+
+
+def test_the_command_of_the_page_sends_a_run_of_the_embedded_pool(tmp_path: Path) -> None:
+    (script,) = blocks("sh")
+    with collecting() as collector:
+        assert script.count("http://localhost:4318") == 1
+        done = shell(script.replace("http://localhost:4318", collector.address), tmp_path)
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.strip()
+    spans = [
+        span
+        for request in collector.traces
+        for resource in request.resource_spans
+        for scope in resource.scope_spans
+        for span in scope.spans
+    ]
+    assert {span.name for span in spans} == {
+        "invoke_workflow conductor",
+        "invoke_agent brief",
+        "chat smollm2-135m-instruct",
+    }
+    assert len({span.trace_id for span in spans}) == 1
+    assert collector.metrics
+
+
+def test_the_python_of_the_page_runs(tmp_path: Path) -> None:
+    (example,) = blocks("python")
+
+    done = subprocess.run(
+        [sys.executable, "-c", example], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+
+    assert 'conductor_runs_total{conductor_run_state="done"} 1.0' in done.stdout.splitlines()
+
+
+async def test_the_page_names_every_attribute_and_measure() -> None:
+    """Those of these tests' runs, and no measure that is not there."""
+    seen = Seen()
+    await asked_in_confidence(seen)
+    for event in STORY:
+        seen.telemetry.follow()(event)
+
+    for span in seen.spans:
+        for name in (span.attributes or {}).keys() - {"gen_ai.operation.name"}:
+            assert f"`{name}`" in PAGE, name
+    rows = re.findall(r"^\| `([a-z_.]+)` \| `([a-z_]+)` \|", PAGE, re.MULTILINE)
+    shown = dict(rows)
+    assert shown.keys() == seen.telemetry.measures.keys()
+    for name, measure in seen.telemetry.measures.items():
+        flat = shown[name]
+        assert all(sample.startswith(flat.removesuffix("_total")) for sample in measure.samples)
+    assert SCHEMA_URL.endswith("gen-ai/1.42.0") and "`gen-ai/1.42.0`" in PAGE
+
+
+def test_a_collector_that_is_gone_is_told_after_the_answer(tmp_path: Path) -> None:
+    (tmp_path / "pool.toml").write_text(
+        '[workers.gone]\nkind = "openai"\nurl = "http://127.0.0.1:9"\nmodel = "m"\nretries = 0\n',
+        encoding="utf-8",
+    )
+
+    done = shell(
+        "conductor run --pool pool.toml --worker gone --quiet --telemetry why",
+        tmp_path,
+        OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:9",
+        OTEL_EXPORTER_OTLP_TIMEOUT="0.2",
+    )
+
+    said = " ".join(done.stderr.split())
+    assert done.returncode == 1
+    assert said.index("no answer") < said.index("not all telemetry was sent")
+    assert said.endswith("check OTEL_EXPORTER_OTLP_ENDPOINT")
+
+
+def test_the_command_tells_what_to_install(tmp_path: Path) -> None:
+    (tmp_path / "opentelemetry").mkdir()
+    (tmp_path / "opentelemetry" / "__init__.py").write_text("", encoding="utf-8")
+    path = f"{tmp_path}{os.pathsep}{ROOT}"
+
+    done = shell("conductor run --telemetry why", tmp_path, PYTHONPATH=path)
+
+    told = "telemetry needs what is not installed; pip install 'conductor-lm[telemetry]'"
+    assert (done.returncode, done.stderr) == (2, f"error: --telemetry: {told}\n")

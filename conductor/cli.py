@@ -68,9 +68,10 @@ if TYPE_CHECKING:
     from decimal import Decimal
 
     from grammar import Mark, Plan
-    from runtime import Health
+    from runtime import Emit, Health, Run
 
     from .estimate import Estimate, Range
+    from .orchestrator import Conductor
 
 app = typer.Typer(
     help="A team of language models that answers as one, and tells who did what.",
@@ -109,6 +110,7 @@ def _options(
 
 @app.command()
 def run(
+    context: typer.Context,
     query: Query = "",
     plan: Annotated[
         Path | None, typer.Option("--plan", metavar="FILE", help="Carry out this plan file.")
@@ -135,6 +137,10 @@ def run(
     best: Best = False,
     json: Json = False,
     quiet: Quiet = False,
+    telemetry: Annotated[
+        bool,
+        typer.Option("--telemetry", help="Send spans and metrics, as OTEL_* variables say."),
+    ] = False,
 ) -> None:
     """Answer a query: write a plan, carry it out, print the answer."""
     from grammar import parse_file
@@ -148,10 +154,9 @@ def run(
         text = read(plan)
         with located(plan):
             given = parse_file(text)
-    watch = Watch(journal(journal_file, no_journal), quiet=quiet)
-    record = watch.conduct(
-        partial(load_pool, pool),
-        lambda team, on_event: team.run(
+
+    def ask(team: Conductor, on_event: Emit) -> Run:
+        return team.run(
             asked,
             plan=given,
             worker=worker,
@@ -171,7 +176,12 @@ def run(
                 depth=depth,
             ),
             on_event=on_event,
-        ),
+        )
+
+    watch = Watch(journal(journal_file, no_journal), quiet=quiet)
+    record = watch.conduct(
+        partial(load_pool, pool),
+        _told(context, ask) if telemetry else ask,
         planner=planner,
     )
     watch.end(record, json=json, best=best)
@@ -593,6 +603,33 @@ def main() -> None:
 
 
 # --- parts of the commands ---------------------------------------------------------------------
+
+
+def _told(
+    context: typer.Context, ask: Callable[[Conductor, Emit], Run]
+) -> Callable[[Conductor, Emit], Run]:
+    """Have a run told by OTLP too, as the ``OTEL_*`` variables say; sent when all is printed."""
+    from .telemetry import Telemetry, problems
+
+    try:
+        telemetry = Telemetry.from_environment()
+    except ModuleNotFoundError as error:
+        fail(f"--telemetry: {error}")
+    found = problems()
+
+    def close() -> None:
+        sent = telemetry.close()
+        if found or not sent:
+            why = found[0] if found else "the collector takes too long"
+            remedy = "check OTEL_EXPORTER_OTLP_ENDPOINT"
+            remark(f"not all telemetry was sent: {why}; {remedy}")
+
+    def told(team: Conductor, on_event: Emit) -> Run:
+        context.call_on_close(close)
+        team.telemetry = telemetry
+        return ask(team, on_event)
+
+    return told
 
 
 @dataclass(frozen=True, slots=True)

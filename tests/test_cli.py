@@ -280,6 +280,26 @@ def test_pool_tells_who_is_there_and_why_not(tmp_path: Path) -> None:
     assert any("✗" in line and "dead" in line and "127.0.0.1:9" in line for line in lines)
 
 
+def test_pool_shows_terms_that_are_not_the_usual_ones(tmp_path: Path) -> None:
+    """Compactly; and what holds for every run."""
+    (tmp_path / "p.toml").write_text(
+        '[workers.small]\nkind="local"\n'
+        '[workers.self]\nkind="conductor"\n'
+        '[workers.gpt]\nkind="openai"\nurl="http://127.0.0.1:9/v1"\nmodel="m"\n'
+        'concurrency=8\nfallback=["small"]\nprice={input=1.25,output=10}\n'
+        "[run]\ndollars=0.5\nrounds=2\n",
+        encoding="utf-8",
+    )
+
+    done = command("pool", "--pool", "p.toml", cwd=tmp_path, env={"COLUMNS": "400"})
+
+    lines = done.stdout.splitlines()
+    assert done.returncode == 0, done.stderr
+    assert any("8 at once, $1.25/$10 per M tokens, else small" in line for line in lines)
+    assert any("✓  self" in line and "a run inside a step" in line for line in lines)
+    assert lines[-1] == "every run: $0.5000, 2 rounds"
+
+
 def test_init_writes_a_file_that_pool_accepts(tmp_path: Path) -> None:
     """Keys are named, never written down."""
     env = {"OPENAI_API_KEY": "sk-very-secret"}

@@ -27,6 +27,7 @@ from runtime import (
     Round,
     Run,
     RunFinished,
+    RunResumed,
     RunStarted,
     RunState,
     StepDelta,
@@ -153,6 +154,23 @@ def test_a_single_pick_shows_no_plan() -> None:
 
     assert out.getvalue().splitlines()[0] == "step 0 starts on a"
     assert "Plan" not in out.getvalue()
+
+
+@pytest.mark.parametrize(("resumed", "done"), [(0, None), (3, 0), (8, 1)])
+def test_a_run_that_goes_on_shows_what_is_done_already(resumed: int, done: int | None) -> None:
+    """The display takes up the past silently and follows the rest as any run."""
+    past = story()[: resumed + 1]
+    out = StringIO()
+    with Progress(Console(file=out, width=100)) as progress:
+        progress.take_up(past)
+        progress(RunResumed(2.0))
+        for event in story()[resumed + 1 :]:
+            progress(event)
+
+    lines = out.getvalue().splitlines()
+    told = [] if done is None else [f"goes on: {done} of 3 steps are done"]
+    assert [line for line in lines if line.startswith("goes on")] == told
+    assert lines[-1] == "step 2 skipped: step 1 failed"
 
 
 # -- nothing a model wrote acts on the terminal --------------------------------------------------

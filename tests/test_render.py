@@ -384,6 +384,27 @@ def test_marks_take_the_place_of_the_dots() -> None:
     )
 
 
+def test_a_mark_may_say_what_a_step_is_called() -> None:
+    """In every picture, wherever its number would stand; nothing in it acts on a picture."""
+    plan = Plan.of(["one", "two"], ["a", "b"], [[], [0]])
+    states = {0: Mark("done", number="R1.0"), 1: Mark("failed", number='<"&'), 9: Mark("done")}
+
+    assert to_terminal(plan, marks=states) == ('✓  R1.0 a  one\n│\n✗   <"& b  two   reads R1.0\n')
+    assert '["R1#46;0 · a<br/>' in to_mermaid(plan, marks=states)
+    svg = to_svg(plan, marks=states)
+    assert ">R1.0<" in svg
+    assert "<title>step &lt;&quot;&amp; reads step R1.0</title>" in svg
+    assert "<title>step R1.0, a: one</title>" in svg
+    ET.fromstring(svg)
+
+
+def test_a_range_of_steps_is_named_by_their_marks() -> None:
+    plan = Plan.of(list("abcdef"), ["a"] * 6, [[], [], [], [], [], "all"])
+    states = {step.index: Mark("done", number=f"R2.{step.index}") for step in plan}
+
+    assert "reads R2.0–R2.4" in to_terminal(plan, marks=states)
+
+
 def test_rows_carry_the_gutter_and_the_step() -> None:
     assert terminal_rows(chain(["A", "B"], ["w"]), {0: Mark("done")}) == [
         Row("✓", 0),

@@ -39,7 +39,9 @@ from runtime import (
     StepState,
     Usage,
     WorkerError,
+    flattened,
     fold,
+    marks,
     run_plan,
 )
 
@@ -321,3 +323,87 @@ async def test_the_events_of_a_run_fold_to_the_run() -> None:
 
     assert run == fold(events) == Run.from_json(run.to_json())
     assert ("fine", Usage(2, 4)) == (run.answer, run.usage)
+
+
+# -- one plan of many, for pictures --------------------------------------------------------------
+
+
+def result(index: int, **fields: object) -> StepResult:
+    return StepResult(index, "a", StepState.DONE, f"said {index}", **fields)  # type: ignore[arg-type]
+
+
+def whole(plan: Plan, *, without: Iterable[int] = (), **runs: Run) -> Round:
+    """A round whose steps are done, some of them by a run of their own."""
+    steps = (
+        result(step.index, run=runs.get(f"run_{step.index}"))
+        for step in plan
+        if step.index not in without
+    )
+    return Round(plan=plan, source=PlanSource.GIVEN, steps=tuple(steps))
+
+
+def done(*rounds: Round, state: RunState = RunState.DONE) -> Run:
+    return Run("id", "q", ("a", "b"), "now", state, rounds=rounds)
+
+
+def test_a_run_of_one_plan_is_drawn_as_it_is() -> None:
+    """The same plan, and the marks of its steps."""
+    run = done(whole(PLAN))
+
+    assert flattened(run) == (PLAN, marks(run))
+    assert flattened(done(Round(plan=PLAN), state=RunState.PLANNED)) == (PLAN, {})
+
+
+def test_a_run_inside_a_step_stands_before_it() -> None:
+    """Its steps begin with what the step reads; the step reads the last of them."""
+    inner = Plan.of(["p", "q", "r"], ["a", "b", "a"], [[], [], [0, 1]])
+    outer = Plan.of(["x", "y", "z"], ["a", "self", "b"], [[], [0], [0, 1]])
+    run = done(whole(outer, run_1=done(whole(inner))))
+
+    plan, states = flattened(run)
+
+    assert plan == Plan.of(
+        ["x", "p", "q", "r", "y", "z"],
+        ["a", "a", "b", "a", "self", "b"],
+        [[], [0], [0], [1, 2], [0, 3], [0, 4]],
+    )
+    numbers = ["", "1.0", "1.1", "1.2", "1", "2"]
+    assert [states[at].number for at in range(6)] == numbers
+
+
+def test_runs_are_nested_to_any_depth() -> None:
+    deep = done(whole(chain(["deep"], ["a"])))
+    middle = done(whole(chain(["middle"], ["self"]), run_0=deep))
+    run = done(whole(chain(["x", "top"], ["a", "self"]), run_1=middle))
+
+    plan, states = flattened(run)
+
+    assert plan.subtasks == ("x", "deep", "middle", "top")
+    assert plan.access == ((), (0,), (0, 1), (0, 2))
+    assert [states[at].number for at in range(4)] == ["", "1.0.0", "1.0", "1"]
+
+
+def test_steps_of_a_later_round_read_the_answer_if_they_saw_it() -> None:
+    """Those that read all steps before them; from the last round that had an answer."""
+    second = Plan.of(["d", "e", "f"], ["a", "a", "a"], [[], [], [0, 1]])
+    failed = whole(chain(["c"], ["a"]), without=[0])
+    run = done(whole(PLAN), failed, Round(kept=True), whole(second))
+
+    plan, states = flattened(run)
+
+    assert plan.subtasks == ("draft", "check", "c", "d", "e", "f")
+    assert plan.access == ((), (0,), (1,), (1,), (), (1, 3, 4))
+    assert [states[at].number for at in range(6)] == [
+        "R1.0",
+        "R1.1",
+        "R2.0",
+        "R3.0",
+        "R3.1",
+        "R3.2",
+    ]
+    assert states[2].state == "waiting"
+
+
+def test_a_run_without_a_plan_can_not_be_drawn() -> None:
+    with pytest.raises(ValueError, match="run id came to no plan"):
+        flattened(done(Round()))

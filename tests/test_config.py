@@ -1,0 +1,59 @@
+"""Which pool and which journal are used where none is named."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import platformdirs
+import pytest
+
+from conductor import PoolError, Run, embedded_pool
+from conductor.config import journal_file, load_pool, pool_of
+
+POOL = '[workers.small]\nkind = "local"\n'
+
+
+def run_with(pool: str) -> Run:
+    return Run("id", "q", ("small",), "now", pool=pool)
+
+
+def test_the_journal_is_the_users_own_one_unless_another_is_named() -> None:
+    own = platformdirs.user_state_path("conductor") / "journal.db"
+
+    assert journal_file({}) == own
+    assert journal_file({"CONDUCTOR_JOURNAL": ""}) == own
+    assert journal_file({"CONDUCTOR_JOURNAL": "here.db"}) == Path("here.db")
+    assert journal_file({"CONDUCTOR_JOURNAL": "off"}) is None
+
+
+def test_a_run_goes_on_with_the_pool_that_it_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever it is resumed: the record has the whole path."""
+    (tmp_path / "pool.toml").write_text(POOL, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    source = load_pool("pool.toml").source
+    monkeypatch.chdir(os.sep)
+
+    assert source == str(tmp_path / "pool.toml")
+    assert pool_of(run_with(source)).names == ("small",)
+    assert pool_of(run_with("embedded")).names == embedded_pool().names
+    assert embedded_pool().source == "embedded"
+
+
+def test_another_pool_file_may_be_named(tmp_path: Path) -> None:
+    file = tmp_path / "other.toml"
+    file.write_text(POOL, encoding="utf-8")
+
+    for used in ("", "embedded", "gone.toml"):
+        assert pool_of(run_with(used), file).names == ("small",)
+
+
+@pytest.mark.parametrize(
+    ("used", "told"),
+    [("", "made in Python; name a pool file with --pool"), ("gone.toml", "gone.toml: No such")],
+)
+def test_a_pool_that_is_not_there_any_more_is_told(used: str, told: str) -> None:
+    with pytest.raises(PoolError, match=told):
+        pool_of(run_with(used))

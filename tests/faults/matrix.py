@@ -80,12 +80,12 @@ class Where(StrEnum):
 class Limits:
     """Time limits of a matrix, in seconds."""
 
-    deadline_s: float = 8.0
-    text_s: float = 0.7
+    deadline_s: float = 15.0
+    text_s: float = 1.5
     """For the first text and between pieces."""
-    call_s: float = 1.0
-    connect_s: float = 0.7
-    alone_s: float = 0.5
+    call_s: float = 2.0
+    connect_s: float = 1.5
+    alone_s: float = 1.0
     """The deadline where there is no other limit."""
 
 
@@ -155,7 +155,7 @@ async def measure(cases: Sequence[Cell], limits: Limits = Limits()) -> list[Outc
                     if not outcomes[cell].broken or pulse.stolen_s - stolen_s < 0.05:
                         break
 
-        for heavy, width in ((False, 24), (True, 1)):
+        for heavy, width in ((False, 40), (True, 1)):
             turn = anyio.CapacityLimiter(width)
             async with anyio.create_task_group() as group:
                 for cell in cases:

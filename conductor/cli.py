@@ -84,8 +84,6 @@ models = typer.Typer(help="The small models that need no server.", no_args_is_he
 app.add_typer(models, name="models")
 for _command in records.COMMANDS:
     app.command()(_command)
-for _command in records.COMMANDS:
-    app.command()(_command)
 
 _SIGNS = {"+": "green", "-": "red", "~": "yellow"}
 

@@ -26,6 +26,7 @@ from .prices import Price
 from .worker import Call, Completion, OnText, Usage, Worker
 
 _MINUTE_S = 60.0
+_INSTANT_S = 5e-7  # adding a wait to a time may fall short of its end by a rounding error
 _CHARACTERS_PER_TOKEN = 4  # a guess that the worker's own count replaces
 
 
@@ -188,7 +189,7 @@ class Window:
 
     def wait_s(self, now: float, amount: int) -> float:
         """Seconds until so much more fits in. More than the limit is taken for the limit."""
-        while self._entries and self._entries[0][0] <= now - _MINUTE_S:
+        while self._entries and self._entries[0][0] <= now - _MINUTE_S + _INSTANT_S:
             self._spent -= int(self._entries.popleft()[1])
         over = self._spent + min(amount, self._limit) - self._limit
         for at, spent in self._entries:

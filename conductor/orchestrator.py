@@ -25,11 +25,11 @@ from runtime import (
     PlanParsed,
     PlanSource,
     Pool,
+    PoolError,
     Record,
     Run,
     RunStarted,
     RunState,
-    Session,
     StepDelta,
     StepResult,
     StepState,
@@ -37,6 +37,7 @@ from runtime import (
     WorkerError,
     carry_out,
     given,
+    mended,
     no_listener,
 )
 
@@ -136,17 +137,18 @@ class Conductor:
             raise ValueError("both a plan and a worker are given; give one of them")
         pool = self._pool(only, without, tags, without_tags)
         planner = self._planner_for(pool)
-        decide: Decide = planner.decide
+        source = PlanSource.CONDUCTOR
         if plan is not None:
-            decide = given(plan.resolve(pool.names), planner.decide)
+            plan, source = plan.resolve(pool.names), PlanSource.GIVEN
         elif worker is not None:
-            decide = partial(_pick, pool[worker].name)
+            plan, source = single(pool[worker].name, mended(query)), PlanSource.PICK
         return await self._carry_out(
             query,
             pool,
             planner,
-            decide,
             on_event,
+            plan=plan,
+            source=source,
             budget=budget,
             rounds=rounds,
             fallback=fallback,
@@ -176,7 +178,6 @@ class Conductor:
             query,
             pool,
             planner,
-            planner.decide,
             on_event,
             budget=budget,
             fallback=fallback,
@@ -226,7 +227,8 @@ class Conductor:
 
         Raises:
             JournalError: If there is no such run, or another process works at it.
-            PoolError: If the pool lacks a worker of the run.
+            PoolError: If the pool lacks a worker of the run, or has them in another order: the
+                numbers in what the planner wrote would mean others.
         """
         journal = self._journal()
         record = journal.record(run)
@@ -234,23 +236,31 @@ class Conductor:
         if past.state in (RunState.DONE, RunState.PLANNED):
             return past
         pool = self.pool.only(*past.workers)
+        if pool.names != past.workers:
+            told = f"run {past.id} had its workers in the order {', '.join(past.workers)}"
+            raise PoolError(f"{told}; the pool has {', '.join(pool.names)}; restore the order")
         planner = self._planner_for(pool)
-        decide: Decide = planner.decide
-        source = past.rounds[0].source
-        if source is not None and source is not PlanSource.CONDUCTOR and past.rounds[0].plan:
-            decide = given(past.rounds[0].plan, planner.decide)
+        if past.planner != planner.worker.name and past.planner in self.pool.names:
+            planner = Planner(self.pool[past.planner], self.pool.planning)
         with (
             self._followed(on_event, pool, planner, past=record) as followed,
             journal.resumed(past.id, followed, force=force) as (record, emit),
         ):
+            begun = record.started
+            assert begun is not None
             return await self._carry_out(
-                past.query,
+                begun.query,
                 pool,
                 planner,
-                decide,
                 emit,
+                plan=begun.plan,
+                source=begun.source,
                 budget=past.budget if budget is None else budget,
-                rounds=past.most_rounds,
+                rounds=begun.rounds,
+                fallback=begun.fallback,
+                plan_only=begun.plan_only,
+                taken=begun.taken,
+                parent=begun.parent,
                 past=record,
             )
 
@@ -292,8 +302,9 @@ class Conductor:
             old.query,
             pool,
             planner,
-            given(plan.resolve(pool.names)),
             on_event,
+            plan=plan.resolve(pool.names),
+            source=PlanSource.GIVEN,
             budget=budget,
             rounds=1,
             taken=taken,
@@ -316,9 +327,10 @@ class Conductor:
         query: str,
         pool: Pool,
         planner: Planner,
-        decide: Decide,
         on_event: Emit,
         *,
+        plan: Plan | None = None,
+        source: PlanSource = PlanSource.CONDUCTOR,
         budget: Budget | None = None,
         rounds: int | None = None,
         fallback: Sequence[str] | None = None,
@@ -330,6 +342,10 @@ class Conductor:
         settings = pool.settings
         if fallback is None:
             fallback = [name for name in settings.fallback if name in pool.names]
+        decide: Decide = planner.decide
+        if plan is not None:  # one that was picked is no first try: no model decides later either
+            then = None if source is PlanSource.PICK else planner.decide
+            decide = given(plan, then, source)
         carry = partial(
             carry_out,
             query,
@@ -341,6 +357,8 @@ class Conductor:
             cache=self.cache,
             nested=planner.decide,
             planner=planner.worker.name,
+            plan=plan,
+            source=source,
             **more,
         )
         if "past" in more:  # it has a journal and telemetry already
@@ -516,15 +534,6 @@ def redone(run: Run, from_step: int, worker: str | None = None) -> tuple[Plan, l
     kept = (step for step in run.steps if step.index not in again)
     done = (step for step in kept if step.state is StepState.DONE)
     return plan, [replace(step, reused=run.id, lost=(), run=None) for step in done]
-
-
-async def _pick(name: str, session: Session) -> Plan | None:
-    """Decide for one worker: a plan of one step that hands it the query as it is."""
-    if session.record.number:
-        return None
-    plan = single(name, session.query)
-    session.emit(PlanParsed(session.now(), plan, PlanSource.PICK))
-    return plan
 
 
 def _no_loop(sync: str, other: str) -> dict[str, Any]:

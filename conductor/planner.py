@@ -59,7 +59,7 @@ class Planner:
         Raises:
             NoPlan: If the model can't be reached, or writes no valid plan in two attempts.
         """
-        written = list(session.record.round.planning)
+        written = [each for each in session.record.round.planning if each.failure is None]
         asked = self._asked(session)
         messages = asked
         for number in range(_ATTEMPTS):

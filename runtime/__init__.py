@@ -73,6 +73,7 @@ from .worker import (
     Sampling,
     Usage,
     Worker,
+    mended,
 )
 
 __all__ = [
@@ -160,6 +161,7 @@ __all__ = [
     "free",
     "given",
     "marks",
+    "mended",
     "no_listener",
     "pool_toml",
     "published",

@@ -96,16 +96,20 @@ async def run_plan(
     Raises:
         grammar.PlanError: If the plan names a worker that the pool does not have.
         PoolError: If a fallback is not in the pool.
-        Exception: What ``emit`` raised. The run is stopped first, and emits nothing any more.
+        Exception: What ``emit`` or the cache raised. The run is stopped first; after ``emit`` has
+            raised it is told nothing any more.
     """
+    plan = plan.resolve(pool.names)
     return await carry_out(
         query,
         pool,
-        given(plan.resolve(pool.names)),
+        given(plan),
         emit=emit,
         budget=budget,
         fallback=fallback,
         cache=cache,
+        plan=plan,
+        source=PlanSource.GIVEN,
         taken=taken,
         parent=parent,
     )
@@ -119,18 +123,19 @@ class NoPlan(Exception):
         super().__init__(failure.message)
 
 
-def given(plan: Plan, then: Decide | None = None) -> Decide:
+def given(plan: Plan, then: Decide | None = None, source: PlanSource = PlanSource.GIVEN) -> Decide:
     """Decide for a plan that is there already.
 
     Args:
         plan: With the workers' names.
         then: Decides in later rounds; the answer of the first one is kept if None.
+        source: Where it is from.
     """
 
     async def decide(session: Session) -> Plan | None:
         if session.record.number:
             return await then(session) if then else None
-        session.emit(PlanParsed(session.now(), plan, PlanSource.GIVEN))
+        session.emit(PlanParsed(session.now(), plan, source))
         return plan
 
     return decide
@@ -170,9 +175,9 @@ class Session:
         """What has happened so far. Deciders read it, ``emit`` alone writes it."""
         self.ledger = Ledger(budget)
         self.scope = anyio.CancelScope()
-        """Cancelled by the deadline, or when ``emit`` raises; not by the caller."""
+        """Cancelled by the deadline, or when ``emit`` or the cache raises; not by the caller."""
         self.broken: Exception | None = None
-        """What ``emit`` raised, if it did."""
+        """What ``emit`` or the cache raised, if one did."""
         self.depth = 0
         """How many runs this one is inside of."""
         self._fallback = tuple(pool[name].name for name in fallback)
@@ -234,10 +239,17 @@ class Session:
         self.record.add(event)
         try:
             self._emit(event)
-        except Exception as error:  # raised again by carry_out
-            self.broken = error
+        except Exception as error:
             self._emit = no_listener
-            self.scope.cancel()
+            self._stop(error)
+
+    def _stop(self, error: Exception) -> None:
+        """Stop the run since what it relies on has failed; carry_out raises the error again."""
+        if self._outer is not None:
+            self._outer[0]._stop(error)
+            return
+        self.broken = self.broken or error
+        self.scope.cancel()
 
     async def call(
         self,
@@ -259,7 +271,7 @@ class Session:
         Raises:
             WorkerError: If there is no completion, whatever the workers raised.
         """
-        if self._cache is not None and (known := self._cache.get(worker, call)) is not None:
+        if self._cache is not None and (known := await self._known(worker, call)) is not None:
             on_text(known.text)
             return Answered(known, worker.name, Decimal(0), "cache")
         chain = self._chain(worker)
@@ -271,11 +283,27 @@ class Session:
             )
             if isinstance(answered, Answered):
                 if self._cache is not None and one is worker:
-                    self._cache.put(worker, call, answered.completion)
+                    self._learn(worker, call, answered.completion)
                 return answered
             told.append(answered)
         message = "; then ".join(failure.message for failure in told)
         raise WorkerError(told[-1].kind, message, retry_after_s=told[-1].retry_after_s)
+
+    async def _known(self, worker: Worker, call: Call) -> Completion | None:
+        assert self._cache is not None
+        try:
+            return self._cache.get(worker, call)
+        except Exception as error:
+            self._stop(error)
+            await anyio.sleep_forever()  # ends at once, the run being cancelled
+            raise AssertionError from error
+
+    def _learn(self, worker: Worker, call: Call, completion: Completion) -> None:
+        assert self._cache is not None
+        try:
+            self._cache.put(worker, call, completion)
+        except Exception as error:  # the call was made all the same, and is recorded
+            self._stop(error)
 
     def _chain(self, worker: Worker) -> list[Worker]:
         """The worker and who may stand in for it, each once."""
@@ -350,9 +378,9 @@ class Session:
         try:
             completion = await guard.attempt(worker, call, heard)
             if completion.text.strip():
-                text = mended(completion.text)
-                if text != completion.text:
-                    completion = replace(completion, text=text)
+                text, model = mended(completion.text), mended(completion.model)
+                if text != completion.text or model != completion.model:
+                    completion = replace(completion, text=text, model=model)
                 dollars = self._settle(worker, completion)
                 return Answered(completion, worker.name, dollars)
             failure = Failure(FailureKind.EMPTY, f"{worker.name} answered with no text")
@@ -360,7 +388,7 @@ class Session:
             self.ledger.calls -= 1
             return error.failure
         except WorkerError as error:
-            failure = error.failure
+            failure = replace(error.failure, message=mended(error.failure.message))
         except anyio.get_cancelled_exc_class():
             seconds = time.monotonic() - started
             if _cancelled_from_outside():
@@ -382,6 +410,11 @@ class Session:
 
     def stopped(self, message: str) -> Failure:
         """Say why something was cancelled."""
+        session = self
+        while session._outer is not None:
+            session, _ = session._outer
+        if session.broken is not None:
+            return Failure(FailureKind.INTERNAL, f"{message}: {mended(str(session.broken))}")
         late = self.scope.cancel_called
         return Failure(FailureKind.DEADLINE if late else FailureKind.CANCELLED, message)
 
@@ -423,6 +456,8 @@ async def carry_out(
     nested: Decide | None = None,
     plan_only: bool = False,
     planner: str = "",
+    plan: Plan | None = None,
+    source: PlanSource = PlanSource.CONDUCTOR,
     taken: Iterable[StepResult] = (),
     parent: str = "",
     past: Record | None = None,
@@ -435,13 +470,17 @@ async def carry_out(
         nested: Decides in runs inside steps whose worker is the Conductor itself.
         plan_only: End the run with the first plan.
         planner: Name of the worker that plans, for the record.
+        plan: The plan that ``decide`` comes to in the first round, if it is there already, for the
+            record: so a run that is stopped before it comes to that can go on.
+        source: Where it is from.
         past: The record of this same run, which was stopped and goes on: what is done stays. It
             is written on.
 
     Raises:
         PoolError: If a fallback is not in the pool.
-        Exception: What ``decide``, ``emit`` or opening the pool raised.
+        Exception: What ``decide``, ``emit``, the cache or opening the pool raised.
     """
+    taken = tuple(taken)
     session = Session(
         mended(query),
         pool,
@@ -461,16 +500,21 @@ async def carry_out(
             datetime.now(UTC).isoformat(timespec="milliseconds"),
             rounds,
             budget,
-            pool.source,
+            mended(pool.source),
             planner,
             parent,
+            plan,
+            source,
+            plan_only,
+            tuple(fallback),
+            taken,
         )
     else:
-        _take_stock(session.ledger, past.run)
         begin = RunResumed(session.now(), budget)
     session.emit(begin)
     if session.broken is not None:  # nothing has been called yet
         raise session.broken
+    _take_stock(session.ledger, session.record)
     if budget.seconds is not None:
         session.scope.deadline = anyio.current_time() + budget.seconds
     await _conduct(session, decide, rounds, {each.index: each for each in taken}, plan_only)
@@ -479,12 +523,12 @@ async def carry_out(
     return session.record.run
 
 
-def _take_stock(ledger: Ledger, run: Run) -> None:
-    """Enter what a run took before it was stopped."""
-    for account in (*run.accounts.values(), run.orchestration):
+def _take_stock(ledger: Ledger, record: Record) -> None:
+    """Enter what a run took before it was stopped, if it was."""
+    for account in record.calls():
         ledger.calls += account.calls
         ledger.settle(account.usage, account.dollars)
-    ledger.steps = sum(len(each.plan) for each in run.rounds[:-1] if each.plan)
+    ledger.steps = record.entered(again=True)
 
 
 async def _conduct(
@@ -504,7 +548,8 @@ async def _conduct(
                 with session.scope:
                     failure = await _rounds(session, decide, rounds, taken, plan_only)
             if session.scope.cancelled_caught and session.record.round.answer is None:
-                failure = session.stopped(f"the deadline of {session.deadline_s or 0:g} s passed")
+                told = f"the deadline of {session.deadline_s or 0:g} s passed"
+                failure = session.stopped("the run was stopped" if session.broken else told)
         done = RunState.PLANNED if plan_only else RunState.DONE
         answered = session.record.run.answer is not None
         state = RunState.FAILED if failure and not answered else done

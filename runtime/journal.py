@@ -1,10 +1,9 @@
 """The journal: every run, its events, and so every finished call, in one SQLite file.
 
-What is guaranteed: an event that settles something (a completion, a plan, the end of a step or of
-the run) is committed before anything depends on it, so a process that is killed at any moment loses
-no finished call, and a run that goes on makes none again. The file is in WAL mode with synchronous
-NORMAL: that holds against the death of the process; against the loss of power it needs
-``synchronous="full"``, which waits for the disk at every commit.
+What is guaranteed: an event is committed before anything depends on it or anybody hears of it, so
+a process that is killed at any moment loses no finished call, and a run that goes on makes none
+again. The file is in WAL mode with synchronous NORMAL: that holds against the death of the process;
+against the loss of power it needs ``synchronous="full"``, which waits for the disk at every commit.
 
 What is told again later is left out: pieces of text, which the whole has, and the starts of steps
 and of attempts to plan, since results have their times and what was seen.
@@ -12,6 +11,7 @@ and of attempts to plan, since results have their times and what was seen.
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import sqlite3
@@ -22,12 +22,12 @@ from dataclasses import dataclass
 from decimal import Decimal
 from functools import cache
 from hashlib import sha256
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from .errors import JournalError
 from .run import (
-    CallRetried,
     Emit,
     Event,
     NestedEvent,
@@ -103,34 +103,23 @@ class _File:
         """
         with self._lock:
             try:
-                if self._connection is None:
-                    self._connection = self._open()
-                yield self._connection
-            except sqlite3.Error as error:
-                raise self._told(error) from error
-
-    def execute(self, statement: str, values: Sequence[Any]) -> None:
-        """Execute one statement, which is a transaction: as ``connected``, for the hot path."""
-        with self._lock:
-            try:
-                if self._connection is None:
-                    self._connection = self._open()
-                self._connection.execute(statement, values)
+                yield self._connection or self._open()
             except sqlite3.Error as error:
                 raise self._told(error) from error
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
-        """Hold the connection for statements that all happen, or none."""
-        with self.connected() as connection:
-            connection.execute("BEGIN IMMEDIATE")
+        """Hold the connection for statements that all happen, or none; raises as ``connected``."""
+        with self.connected() as connection, _transaction(connection):
+            yield connection
+
+    def execute(self, statement: str, values: Sequence[int | str | bytes]) -> None:
+        """Do one statement that is a transaction by itself; raises as ``connected``."""
+        with self._lock:  # what `connected` does, at a third of its price
             try:
-                yield connection
-            except BaseException:
-                with suppress(sqlite3.Error):  # a full disk has rolled back already
-                    connection.execute("ROLLBACK")
-                raise
-            connection.execute("COMMIT")
+                (self._connection or self._open()).execute(statement, values)
+            except sqlite3.Error as error:
+                raise self._told(error) from error
 
     def close(self) -> None:
         """Close the file; it opens again at the next use."""
@@ -144,8 +133,6 @@ class _File:
             self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             # SQLite gives its side files the mode of this one.
             os.close(os.open(self.path, os.O_CREAT | os.O_RDWR, 0o600))
-            if self.path.stat().st_mode & 0o077:
-                self.path.chmod(0o600)
         except OSError as error:
             raise self._told(error) from error
         connection = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
@@ -154,38 +141,78 @@ class _File:
         except BaseException:
             connection.close()
             raise
+        self._connection = connection
         return connection
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
         connection.execute(f"PRAGMA busy_timeout = {_BUSY_MS}")
+        new = self._is_new(connection)  # before a byte is changed: the file may be another's
+        if self.path.stat().st_mode & 0o077:
+            try:
+                self.path.chmod(0o600)
+            except OSError as error:
+                raise self._told(error) from error
+        if new:
+            with _transaction(connection):
+                if self._is_new(connection):  # and no other process was faster
+                    for statement in _TABLES.split(";"):
+                        connection.execute(statement)
+                    connection.execute(f"PRAGMA application_id = {_APPLICATION}")
+                    connection.execute(f"PRAGMA user_version = {_VERSION}")
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute(f"PRAGMA synchronous = {self._synchronous}")
-        connection.execute("BEGIN IMMEDIATE")
-        try:
-            (version,) = connection.execute("PRAGMA user_version").fetchone()
-            if version == 0:
-                for statement in _TABLES.split(";"):
-                    connection.execute(statement)
-                connection.execute(f"PRAGMA application_id = {_APPLICATION}")
-                connection.execute(f"PRAGMA user_version = {_VERSION}")
-        finally:
-            connection.execute("COMMIT")
+        connection.create_function("folded", 1, str.casefold, deterministic=True)
+
+    def _is_new(self, connection: sqlite3.Connection) -> bool:
+        """Whether the file is empty.
+
+        Raises:
+            JournalError: If it is neither that nor a journal that we can read.
+        """
+        (application,) = connection.execute("PRAGMA application_id").fetchone()
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        if application == 0 and version == 0 and tables == 0:
+            return True
+        if application != _APPLICATION:
+            told = "a database of another program, no journal; name another file"
+            raise JournalError(f"journal {self.path}: {told}")
         if version > _VERSION:
             told = f"written by a newer version of conductor (format {version})"
-            raise JournalError(f"{self.path}: {told}; upgrade, or name another file")
+            raise JournalError(f"journal {self.path}: {told}; upgrade, or name another file")
+        return False
 
     def _told(self, error: Exception) -> JournalError:
         reason = error.strerror if isinstance(error, OSError) else str(error)
-        remedy = "name a file that can be written, or go without a journal"
-        if "full" in f"{reason}":
-            remedy = "free some space; what was committed before is safe"
-        elif "not a database" in f"{reason}":
-            remedy = "it is no journal; name another file"
-        elif "malformed" in f"{reason}":
-            remedy = "the file is damaged; move it away, `sqlite3 FILE .recover` may read it"
-        elif "locked" in f"{reason}":
-            remedy = "another process writes to it without pause; try again"
+        name = getattr(error, "sqlite_errorname", "")  # those of Python's own module have none
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            name = "SQLITE_FULL"
+        usual = "name a file that can be written, or go without a journal"
+        remedy = next((text for kind, text in _REMEDIES.items() if name.startswith(kind)), usual)
         return JournalError(f"journal {self.path}: {reason}; {remedy}")
+
+
+_REMEDIES = {
+    "SQLITE_FULL": "free some space; what was committed before is safe",
+    "SQLITE_NOTADB": "it is no journal; name another file",
+    "SQLITE_CORRUPT": "the file is damaged; move it away, `sqlite3 FILE .recover` may read it",
+    "SQLITE_BUSY": "another process writes to it without pause; try again",
+    "SQLITE_CONSTRAINT": "another process goes on with the same run; leave it to that one",
+    "SQLITE_IOERR": "the disk fails or is full; what was committed before is safe",
+}
+"""What to do, by the beginning of SQLite's name for what happened."""
+
+
+@contextmanager
+def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        with suppress(sqlite3.Error):  # a full disk has rolled back already
+            connection.execute("ROLLBACK")
+        raise
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,7 +254,6 @@ class Journal:
     ) -> None:
         self._file = _File(path, synchronous=synchronous)
         self._host = socket.gethostname()
-        self._under_way: set[int] = set()
 
     @property
     def path(self) -> Path:
@@ -239,7 +265,7 @@ class Journal:
 
         It raises JournalError, which stops the run, where an event can't be kept.
         """
-        return _Writer(self, emit)
+        return _Writer(self._file, self._host, emit)
 
     def runs(
         self,
@@ -259,36 +285,37 @@ class Journal:
             since: Only those started at or after this date or time, ISO 8601, UTC.
             most: At most so many.
         """
-        pattern = "%" + contains.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_") + "%"
         with self._file.connected() as connection:
             rows = connection.execute(
                 "SELECT id, started, state, query, seconds, steps, workers, tokens, dollars, "
                 "answer, failure, parent, host, process FROM run "
                 "WHERE (?1 = '' OR state = ?1) AND started >= ?2 "
-                "AND (?3 = '' OR instr(' ' || workers || ' ', ' ' || ?3 || ' ')) "
-                "AND (query LIKE ?4 ESCAPE '\\' OR coalesce(answer, '') LIKE ?4 ESCAPE '\\') "
-                "ORDER BY number DESC LIMIT ?5",
-                (state or "", since, worker, pattern, -1 if most is None else most),
-            ).fetchall()
-        return [self._summary(row) for row in rows]
+                "AND (instr(folded(query), ?3) OR instr(folded(coalesce(answer, '')), ?3)) "
+                "ORDER BY number DESC",
+                (state or "", since, contains.casefold()),
+            )
+            found = (self._summary(row) for row in rows)
+            return list(islice((each for each in found if worker in ("", *each.workers)), most))
 
     def _summary(self, row: tuple[Any, ...]) -> RunSummary:
-        *_, host, process = row
-        state = RunState(row[2])
+        run, started, state, query, *totals, parent, host, process = row
+        if state == RunState.RUNNING:  # its row is filled in at the end
+            totals = list(_totals(self.run(run)))
+        seconds, steps, workers, tokens, dollars, answer, failure = totals
         return RunSummary(
-            id=row[0],
-            started=row[1],
-            state=state,
-            query=row[3],
-            seconds=row[4],
-            steps=row[5],
-            workers=tuple(row[6].split()),
-            tokens=row[7],
-            dollars=Decimal(row[8]),
-            answer=row[9],
-            failure=row[10],
-            parent=row[11],
-            alive=state is RunState.RUNNING and host == self._host and _is_alive(process),
+            id=run,
+            started=started,
+            state=RunState(state),
+            query=query,
+            seconds=seconds,
+            steps=steps,
+            workers=tuple(workers.split()),
+            tokens=tokens,
+            dollars=Decimal(dollars),
+            answer=answer,
+            failure=failure,
+            parent=parent,
+            alive=state == RunState.RUNNING and self._works(run, host, process) is True,
         )
 
     def events(self, run: str) -> list[Event]:
@@ -300,25 +327,35 @@ class Journal:
         Raises:
             JournalError: If there is no such run, or there are several.
         """
-        number, _ = self._find(run)
+        return self._read(run)[0]
+
+    def record(self, run: str) -> Record:
+        """The record of a run, which can go on if the run has not ended; raises as ``events``."""
+        return self._read(run)[1]
+
+    def run(self, run: str) -> Run:
+        """A run, whole or as far as it came; raises as ``events``."""
+        return self.record(run).run
+
+    def _read(self, run: str) -> tuple[list[Event], Record]:
+        number, identifier = self._find(run)
         first = number * _MOST_EVENTS
         with self._file.connected() as connection:
             rows = connection.execute(
                 "SELECT body FROM event WHERE id >= ? AND id < ? ORDER BY id",
                 (first, first + _MOST_EVENTS),
             ).fetchall()
-        return [_event_adapter().validate_json(body) for (body,) in rows]
-
-    def record(self, run: str) -> Record:
-        """The record of a run, which can go on if the run has not ended; raises as ``events``."""
+        events: list[Event] = []
         record = Record()
-        for event in self.events(run):
-            record.add(event)
-        return record
-
-    def run(self, run: str) -> Run:
-        """A run, whole or as far as it came; raises as ``events``."""
-        return self.record(run).run
+        try:
+            for (body,) in rows:
+                events.append(_event_adapter().validate_json(body))
+                record.add(events[-1])
+        except ValueError as error:
+            told = f"run {identifier}: its event {len(events)} can't be read"
+            remedy = "the file is damaged; `conductor forget` takes the run out"
+            raise JournalError(f"journal {self.path}: {told}; {remedy}") from error
+        return events, record
 
     @contextmanager
     def resumed(
@@ -329,7 +366,8 @@ class Journal:
         Args:
             run: Id of the run, or the beginning of it.
             emit: Gets each event after it was kept.
-            force: Also if another process seems to work at it.
+            force: Also if another process seems to work at it. If one does, whoever of the two
+                writes first goes on, and the other is stopped.
 
         Yields:
             Its record, to be written on, and what keeps its further events.
@@ -339,38 +377,43 @@ class Journal:
         """
         number, identifier = self._find(run)
         with self._file.transaction() as connection:
-            state, host, process = connection.execute(
+            before = connection.execute(
                 "SELECT state, host, process FROM run WHERE number = ?", (number,)
             ).fetchone()
-            if state == RunState.RUNNING and not force:
-                self._check_owner(number, identifier, host, process)
-            connection.execute(
-                "UPDATE run SET state = ?, host = ?, process = ? WHERE number = ?",
-                (RunState.RUNNING, self._host, os.getpid(), number),
-            )
-        events = self.events(identifier)
-        writer = _Writer(self, emit)
-        writer.resume(number, events)
-        self._under_way.add(number)
+            if before[0] == RunState.RUNNING and not force:
+                self._check_owner(identifier, *before[1:])
+            mine = (RunState.RUNNING, self._host, os.getpid())
+            connection.execute(_OWN, (*mine, number))
+        _AT_WORK.add(identifier)
+        writer = None
         try:
-            record = Record()
-            for event in events:
-                record.add(event)
+            events, record = self._read(identifier)
+            writer = _Writer(self._file, self._host, emit)
+            writer.resume(number, identifier, events)
             yield record, writer
         finally:
-            self._under_way.discard(number)
+            _AT_WORK.discard(identifier)
+            if writer is None or not writer.resumed:
+                with suppress(JournalError):  # what is raised already matters more
+                    self._file.execute(_OWN, (*before, number))
 
-    def _check_owner(self, number: int, run: str, host: str, process: int) -> None:
-        if host != self._host:
+    def _check_owner(self, run: str, host: str, process: int) -> None:
+        works = self._works(run, host, process)
+        if works is None:
             told = f"run {run} was begun on {host}; if it does not run there any more, use force"
             raise JournalError(told)
-        here = process == os.getpid()
-        if number in self._under_way if here else _is_alive(process):
+        if works:
             told = f"run {run} is under way in process {process}; wait for it, stop it or use force"
             raise JournalError(told)
 
+    def _works(self, run: str, host: str, process: int) -> bool | None:
+        """Whether a process works at a run; None if that can't be told from here."""
+        if host != self._host:
+            return None
+        return run in _AT_WORK if process == os.getpid() else _is_alive(process)
+
     def forget(self, *, before: str = "", keep: int | None = None) -> int:
-        """Delete runs that have ended.
+        """Delete runs, but none that may be under way.
 
         Args:
             before: Those started before this date or time, ISO 8601, UTC.
@@ -378,21 +421,21 @@ class Journal:
 
         Returns:
             How many were deleted.
+
+        Raises:
+            ValueError: If ``keep`` is negative.
         """
+        if keep is not None and keep < 0:
+            raise ValueError(f"keep is {keep}; give the number of runs to keep, at least 0")
         with self._file.transaction() as connection:
-            floor = None
-            if keep is not None:
-                row = connection.execute(
-                    "SELECT number FROM run ORDER BY number DESC LIMIT 1 OFFSET ?", (keep,)
-                ).fetchone()
-                floor = row[0] if row else 0
+            rows = connection.execute(
+                "SELECT number, id, started, state, host, process FROM run ORDER BY number DESC"
+            ).fetchall()
             gone = [
                 number
-                for number, state, host, process in connection.execute(
-                    "SELECT number, state, host, process FROM run WHERE started < ? OR number <= ?",
-                    (before, -1 if floor is None else floor),
-                ).fetchall()
-                if state != RunState.RUNNING or host != self._host or not _is_alive(process)
+                for at, (number, run, started, state, host, process) in enumerate(rows)
+                if (started < before or (keep is not None and at >= keep))
+                and (state != RunState.RUNNING or self._works(run, host, process) is False)
             ]
             for number in gone:
                 first = number * _MOST_EVENTS
@@ -401,8 +444,10 @@ class Journal:
                 )
                 connection.execute("DELETE FROM run WHERE number = ?", (number,))
         if gone:
-            with self._file.connected() as connection:
+            with self._file.connected() as connection, suppress(sqlite3.OperationalError):
+                # Gives the space back and wipes what was there; not while others are at it.
                 connection.execute("VACUUM")
+                connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         return len(gone)
 
     def check(self) -> list[str]:
@@ -437,11 +482,17 @@ class Journal:
                     (run,),
                 ).fetchall()
         if not found:
-            raise JournalError(f"journal {self.path}: there is no run {run}; {known}")
+            which = "no run at all" if run == "last" else f"no run {run}"
+            raise JournalError(f"journal {self.path}: there is {which}; {known}")
         if len(found) > 1 and found[0][1] != run:
             raise JournalError(f"journal {self.path}: several runs begin with {run}; {known}")
         number, identifier = found[0]
         return int(number), str(identifier)
+
+
+_AT_WORK: set[str] = set()
+"""Ids of the runs that this process works at, through whatever Journal."""
+_OWN = "UPDATE run SET state = ?, host = ?, process = ? WHERE number = ?"
 
 
 def _is_alive(process: int) -> bool:
@@ -456,53 +507,74 @@ def _is_alive(process: int) -> bool:
     return True
 
 
+def _totals(run: Run) -> tuple[float, int, str, int, str, str | None, str | None]:
+    """Seconds, steps, workers, tokens, dollars, answer and failure, as the table has them."""
+    accounts = run.accounts
+    total = sum(accounts.values(), run.orchestration)
+    return (
+        run.seconds,
+        len(run.plan) if run.plan else 0,
+        " ".join(accounts),
+        total.usage.input_tokens + total.usage.output_tokens,
+        str(total.dollars),
+        run.answer,
+        run.failure.message if run.failure else None,
+    )
+
+
 _INSERT = "INSERT INTO event VALUES (?, ?, ?)"
+_LEFT_OUT = frozenset({StepDelta, PlanDelta, StepStarted, PlanStarted})
 
 
 class _Writer:
-    """Keeps the events of one run. Those that settle nothing wait for the next one that does."""
+    """Keeps the events of one run, each committed before it is passed on."""
 
-    def __init__(self, journal: Journal, then: Emit) -> None:
-        self._journal = journal
-        self._file = journal._file
+    def __init__(self, file: _File, host: str, then: Emit) -> None:
+        self._file = file
+        self._host = host
         self._then = then
         self._record = Record()
+        self._run = ""
+        self._number = -1
         self._next = -1
-        self._rows: list[int | str | bytes] = []
+        self.resumed = False
+        """Whether a run that was stopped goes on."""
 
     def __call__(self, event: Event) -> None:
-        kept, settles = _kept(event)
-        if kept:
-            self._keep(event, settles)
-        self._then(event)
+        inner = event
+        while isinstance(inner, NestedEvent):
+            inner = inner.event
+        try:
+            if type(inner) not in _LEFT_OUT:
+                self._keep(event)
+            self._then(event)
+        except BaseException:  # nothing more will come, so another may go on with the run
+            _AT_WORK.discard(self._run)
+            raise
 
-    def _keep(self, event: Event, settles: bool) -> None:
+    def _keep(self, event: Event) -> None:
+        try:
+            body = _serialize(event)
+        except ValueError as error:
+            raise JournalError(f"journal {self._file.path}: {event.kind}: {error}") from error
         if isinstance(event, RunStarted):
-            self._begin(event)
+            self._begin(event, body)
             return
-        if isinstance(event, RunResumed) and self._next < 0:
+        if self._next < 0:
             raise JournalError("a run goes on that was not taken from this journal")
+        if self._next // _MOST_EVENTS != self._number:
+            told = f"run {self._run} has {_MOST_EVENTS:,} events, more than fit; bound its budget"
+            raise JournalError(f"journal {self._file.path}: {told}")
         self._record.add(event)
-        self._rows += (self._next, event.kind, _serialize(event))
-        self._next += 1
+        row = (self._next, event.kind, body)
         if isinstance(event, RunFinished):
-            self._finish()
-        elif settles:
-            self._flush()
-
-    def _flush(self) -> None:
-        if len(self._rows) == 3:  # one statement is cheaper than a transaction spelt out
-            self._file.execute(_INSERT, self._rows)
+            self._finish(row)
         else:
-            with self._file.transaction() as connection:
-                self._insert(connection)
-        self._rows = []
+            self._file.execute(_INSERT, row)
+        self._next += 1
+        self.resumed = self.resumed or isinstance(event, RunResumed)
 
-    def _insert(self, connection: sqlite3.Connection) -> None:
-        for at in range(0, len(self._rows), 3):
-            connection.execute(_INSERT, self._rows[at : at + 3])
-
-    def _begin(self, event: RunStarted) -> None:
+    def _begin(self, event: RunStarted, body: bytes) -> None:
         self._record.add(event)
         with self._file.transaction() as connection:
             cursor = connection.execute(
@@ -514,58 +586,34 @@ class _Writer:
                     event.query,
                     RunState.RUNNING,
                     event.parent,
-                    self._journal._host,
+                    self._host,
                     os.getpid(),
                 ),
             )
             assert cursor.lastrowid is not None
             first = cursor.lastrowid * _MOST_EVENTS
-            connection.execute(_INSERT, (first, event.kind, _serialize(event)))
+            connection.execute(_INSERT, (first, event.kind, body))
+        self._number, self._run = cursor.lastrowid, event.run
         self._next = first + 1
-        self._journal._under_way.add(cursor.lastrowid)
+        _AT_WORK.add(event.run)
 
-    def resume(self, number: int, events: Sequence[Event]) -> None:
+    def resume(self, number: int, run: str, events: Sequence[Event]) -> None:
         """Go on with a run that is in the journal."""
         for event in events:
             self._record.add(event)
+        self._number, self._run = number, run
         self._next = number * _MOST_EVENTS + len(events)
 
-    def _finish(self) -> None:
+    def _finish(self, row: tuple[int, str, bytes]) -> None:
         run = self._record.run
-        accounts = run.accounts
-        total = sum(accounts.values(), run.orchestration)
         with self._file.transaction() as connection:
-            self._insert(connection)
+            connection.execute(_INSERT, row)
             connection.execute(
-                "UPDATE run SET state = ?, seconds = ?, answer = ?, failure = ?, steps = ?, "
-                "workers = ?, tokens = ?, dollars = ? WHERE number = ?",
-                (
-                    run.state,
-                    run.seconds,
-                    run.answer,
-                    run.failure.message if run.failure else None,
-                    len(run.plan) if run.plan else 0,
-                    " ".join(accounts),
-                    total.usage.input_tokens + total.usage.output_tokens,
-                    str(total.dollars),
-                    self._next // _MOST_EVENTS,
-                ),
+                "UPDATE run SET state = ?, seconds = ?, steps = ?, workers = ?, tokens = ?, "
+                "dollars = ?, answer = ?, failure = ? WHERE number = ?",
+                (run.state, *_totals(run), self._number),
             )
-        self._rows = []
-        self._journal._under_way.discard(self._next // _MOST_EVENTS)
-
-
-def _kept(event: Event) -> tuple[bool, bool]:
-    """Whether an event is kept, and whether something may depend on it."""
-    match event:
-        case StepDelta() | PlanDelta() | StepStarted() | PlanStarted():
-            return False, False
-        case CallRetried():
-            return True, False
-        case NestedEvent():
-            return _kept(event.event)
-        case _:
-            return True, True
+        _AT_WORK.discard(self._run)
 
 
 def _serialize(event: Event) -> bytes:
@@ -638,6 +686,12 @@ class CallCache:
     def close(self) -> None:
         """Close the file; it opens again at the next use."""
         self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
 
 
 def _key(worker: Worker, call: Call) -> bytes:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal
 
 from grammar import Diagnostic, Mark, Plan, Step, mimebundle
 
-from .errors import Failure
+from .errors import Failure, FailureKind
 from .limits import Budget
 from .schedule import StepState
 from .worker import FinishReason, Message, Usage
@@ -56,7 +56,7 @@ class Attempt:
     worker: str
     failure: Failure
     seconds: float
-    """How long it took."""
+    """How long it took; 0 if the worker was not even called."""
     usage: Usage | None = None
     """What the worker counted all the same."""
     dollars: Decimal | None = None
@@ -112,7 +112,8 @@ class StepResult:
     first_text_s: float | None = None
     """Seconds from the start of the step to the first piece of its text."""
     lost: tuple[Attempt, ...] = ()
-    """The calls that came to nothing: before the one that did, or all if the step failed."""
+    """The calls that came to nothing: before the one that did, or all if the step failed. Those
+    from before the run was stopped and went on are among them."""
     dollars: Decimal | None = None
     """What the completion cost; None where tokens or price are unknown."""
     reused: str = ""
@@ -145,6 +146,16 @@ class RunStarted:
     """Name of the worker that plans."""
     parent: str = ""
     """Id of the run that this one repeats in part."""
+    plan: Plan | None = None
+    """The plan of the first round, if no model is to write it."""
+    source: PlanSource = PlanSource.CONDUCTOR
+    """Who decides on it."""
+    plan_only: bool = False
+    """Whether the run ends with its plan."""
+    fallback: tuple[str, ...] = ()
+    """Workers that stand in for any that fails, after its own fallbacks."""
+    taken: tuple[StepResult, ...] = ()
+    """Results of the other run that are taken over."""
     kind: Literal["run_started"] = "run_started"
 
 
@@ -509,6 +520,15 @@ def _lost(attempt: Attempt) -> Account:
     return _account(attempt.usage, attempt.dollars, failed=1)
 
 
+def _given_up(attempt: PlanAttempt) -> Iterator[Attempt]:
+    """The calls of an attempt to plan that does not count any more."""
+    yield from attempt.lost
+    if attempt.failure is None and not attempt.reused:
+        told = attempt.diagnostics[0].message if attempt.diagnostics else "it led to no plan"
+        failure = Failure(FailureKind.NO_PLAN, told)
+        yield Attempt(attempt.worker, failure, attempt.seconds, attempt.usage, attempt.dollars)
+
+
 def _planning_calls(attempt: PlanAttempt) -> Iterator[Account]:
     yield from map(_lost, attempt.lost)
     if attempt.failure is None and not attempt.reused:
@@ -629,7 +649,7 @@ def fold(events: Iterable[Event]) -> Run:
 class _OpenRound:
     """A round under way."""
 
-    __slots__ = ("kept", "nested", "parsed", "planning", "steps")
+    __slots__ = ("earlier", "kept", "lost", "nested", "parsed", "planning", "steps")
 
     def __init__(self) -> None:
         self.planning: list[PlanAttempt] = []
@@ -637,15 +657,68 @@ class _OpenRound:
         self.steps: dict[int, StepResult] = {}
         self.nested: dict[int, Record] = {}
         self.kept = False
+        # Calls that came to nothing and are in no result yet, by step; None is planning.
+        self.lost: dict[int | None, tuple[Attempt, ...]] = {}
+        # Those from before the run was stopped: the next result will not tell of them by itself.
+        self.earlier: dict[int | None, tuple[Attempt, ...]] = {}
+
+    def finish(self, result: StepResult) -> None:
+        """Take in a result, with what was lost before."""
+        self.lost.pop(result.index, None)
+        if earlier := self.earlier.pop(result.index, None):
+            result = replace(result, lost=(*earlier, *result.lost))
+        self.steps[result.index] = result
+
+    def attempted(self, attempt: PlanAttempt) -> None:
+        """Take in an attempt to plan, with what was lost before."""
+        self.lost.pop(None, None)
+        if earlier := self.earlier.pop(None, None):
+            attempt = replace(attempt, lost=(*earlier, *attempt.lost))
+        self.planning.append(attempt)
 
     def reopen(self, *, planned: bool) -> None:
-        """Forget what did not come to an end; and attempts to plan that came to nothing."""
-        self.steps = {
-            index: step for index, step in self.steps.items() if step.state is StepState.DONE
-        }
+        """Forget what did not come to an end, and attempts to plan that came to nothing.
+
+        What they took stays in the books.
+        """
+        for index, lost in self.lost.items():
+            self.earlier[index] = (*self.earlier.get(index, ()), *lost)
+        self.lost.clear()
+        for index, step in list(self.steps.items()):
+            if step.state is not StepState.DONE:
+                self.earlier[index] = step.lost
+                del self.steps[index]
         if planned and self.parsed is None:
+            calls = (each for attempt in self.planning for each in _given_up(attempt))
+            self.earlier[None] = (*self.earlier.get(None, ()), *calls)
             self.planning.clear()
         self.planning = [attempt for attempt in self.planning if attempt.failure is None]
+
+    def calls(self) -> Iterator[Account]:
+        """What each call took, also of steps without a result."""
+        for attempt in self.planning:
+            yield from _planning_calls(attempt)
+        for step in self.steps.values():
+            yield from map(_lost, step.lost)
+            called = step.state is StepState.DONE and not step.reused
+            if called and step.index not in self.nested:
+                yield _account(step.usage, step.dollars)
+        for lost in (*self.earlier.values(), *self.lost.values()):
+            yield from map(_lost, lost)
+        for record in self.nested.values():
+            yield from record.calls()
+
+    def entered(self, *, again: bool) -> int:
+        """Steps of its plan and of the plans inside it.
+
+        Args:
+            again: Leave those out that are entered anew when the run goes on.
+        """
+        plan = len(self.parsed.plan) if self.parsed and not again else 0
+        return plan + sum(
+            record.entered(again=again and index not in self.steps)
+            for index, record in self.nested.items()
+        )
 
     @property
     def round(self) -> Round:
@@ -683,18 +756,22 @@ class Record:
             raise ValueError(f"{event.kind} is out of order: a run begins with one run_started")
         self._seconds = event.at
         match event:
-            case StepDelta() | PlanDelta() | StepStarted() | PlanStarted() | CallRetried():
+            case StepDelta() | PlanDelta() | StepStarted() | PlanStarted():
                 pass  # passing states: what they announce arrives whole with a later event
             case StepFinished():
-                self._rounds[-1].steps[event.result.index] = event.result
+                self._rounds[-1].finish(event.result)
             case NestedEvent():
                 self.nested(event.index).add(event.event)
             case RunStarted():
                 self._start, self._budget = event, event.budget
             case PlanAttempted():
-                self._rounds[-1].planning.append(event.attempt)
+                self._rounds[-1].attempted(event.attempt)
             case PlanParsed():
                 self._rounds[-1].parsed = event
+            case CallRetried():
+                if event.attempt.seconds:
+                    lost = self._rounds[-1].lost
+                    lost[event.index] = (*lost.get(event.index, ()), event.attempt)
             case PlanKept():
                 self._rounds[-1].kept = True
             case RoundStarted():
@@ -735,6 +812,20 @@ class Record:
     def rounds(self) -> tuple[Round, ...]:
         """All rounds so far."""
         return tuple(each.round for each in self._rounds)
+
+    def calls(self) -> Iterator[Account]:
+        """What each call took so far, planning included, also of steps without a result."""
+        for each in self._rounds:
+            yield from each.calls()
+
+    def entered(self, *, again: bool = False) -> int:
+        """Steps of all plans, nested ones included.
+
+        Args:
+            again: Leave those out that are entered anew when the run goes on.
+        """
+        *past, last = self._rounds
+        return sum(each.entered(again=False) for each in past) + last.entered(again=again)
 
     @property
     def run(self) -> Run:

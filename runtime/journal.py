@@ -16,6 +16,7 @@ import os
 import socket
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -146,7 +147,8 @@ class _File:
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
         connection.execute(f"PRAGMA busy_timeout = {_BUSY_MS}")
-        new = self._is_new(connection)  # before a byte is changed: the file may be another's
+        with _transaction(connection, "DEFERRED"):
+            new = self._is_new(connection)  # before a byte is changed: it may be another's
         if self.path.stat().st_mode & 0o077:
             try:
                 self.path.chmod(0o600)
@@ -159,7 +161,7 @@ class _File:
                         connection.execute(statement)
                     connection.execute(f"PRAGMA application_id = {_APPLICATION}")
                     connection.execute(f"PRAGMA user_version = {_VERSION}")
-        connection.execute("PRAGMA journal_mode = WAL")
+        _use_wal(connection)
         connection.execute(f"PRAGMA synchronous = {self._synchronous}")
         connection.create_function("folded", 1, str.casefold, deterministic=True)
 
@@ -203,9 +205,24 @@ _REMEDIES = {
 """What to do, by the beginning of SQLite's name for what happened."""
 
 
+def _use_wal(connection: sqlite3.Connection) -> None:
+    give_up = time.monotonic() + _BUSY_MS / 1000
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:  # here alone SQLite itself does not wait
+            busy = error.sqlite_errorname.startswith("SQLITE_BUSY")
+            if not busy or time.monotonic() > give_up:
+                raise
+            time.sleep(0.005)
+
+
 @contextmanager
-def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
-    connection.execute("BEGIN IMMEDIATE")
+def _transaction(
+    connection: sqlite3.Connection, kind: Literal["IMMEDIATE", "DEFERRED"] = "IMMEDIATE"
+) -> Iterator[None]:
+    connection.execute(f"BEGIN {kind}")
     try:
         yield
         connection.execute("COMMIT")

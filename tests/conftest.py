@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
 
-from runtime import LocalModel
+from runtime import LocalModel, fetch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 settings.register_profile("conductor", deadline=None)
 settings.load_profile("conductor")
@@ -26,3 +30,12 @@ def anyio_backend(request: pytest.FixtureRequest) -> str:
 def small_model() -> LocalModel:
     """The packaged model, loaded once; fetched into the cache if it is not there."""
     return LocalModel("smollm2-135m-instruct")
+
+
+@pytest.fixture(scope="session")
+def tokenizer(small_model: LocalModel) -> PreTrainedTokenizerFast:
+    """That of the packaged model: control tokens like "<|im_end|>", ChatML as its template."""
+    from transformers import AutoTokenizer
+
+    loaded: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(fetch(small_model.name))
+    return loaded

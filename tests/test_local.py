@@ -31,7 +31,6 @@ from runtime import (
     Usage,
     Worker,
     WorkerError,
-    fetch,
 )
 from runtime.decode import _choose, _shared
 from runtime.local import _overlap, _render
@@ -145,15 +144,6 @@ def test_the_packaged_model_writes_plans_under_the_grammar(small_model: LocalMod
 
 
 # -- prompts -------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="session")
-def tokenizer(small_model: LocalModel) -> PreTrainedTokenizerFast:
-    """That of the packaged model: control tokens like "<|im_end|>", ChatML as its template."""
-    from transformers import AutoTokenizer
-
-    loaded: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(fetch(small_model.name))
-    return loaded
 
 
 def rendered(tokenizer: PreTrainedTokenizerFast, messages: tuple[Message, ...]) -> str:

@@ -551,7 +551,7 @@ async def _conduct(
                 told = f"the deadline of {session.deadline_s or 0:g} s passed"
                 failure = session.stopped("the run was stopped" if session.broken else told)
         done = RunState.PLANNED if plan_only else RunState.DONE
-        answered = session.record.run.answer is not None
+        answered = session.record.answer is not None
         state = RunState.FAILED if failure and not answered else done
     except Exception as error:
         state = RunState.FAILED
@@ -573,8 +573,8 @@ async def _rounds(
 ) -> Failure | None:
     record = session.record
     while True:
-        plan = record.round.plan
-        if plan is None and not record.round.kept:
+        plan = record.plan
+        if plan is None and not record.kept:
             try:
                 plan = await decide(session)
             except NoPlan as undecided:
@@ -597,10 +597,7 @@ async def _run_steps(
 ) -> Failure | None:
     schedule = Schedule(plan)
     results: dict[int, StepResult] = {each.index: each for each in session.record.round.steps}
-    previous = next(
-        (each.answer for each in reversed(session.record.rounds[:-1]) if each.answer is not None),
-        None,
-    )
+    previous = session.record.previous
 
     def settle(result: StepResult) -> None:
         results[result.index] = result
@@ -638,8 +635,10 @@ async def _run_steps(
                 for another in ready[1:]:
                     group.start_soon(work, another)
 
-        for index in ready:
+        for index in ready[1:]:
             group.start_soon(work, index)
+        if ready:
+            await work(ready[0])
 
     last = results[plan.final.index]
     if last.state is StepState.DONE:
@@ -787,12 +786,11 @@ def _skipped(plan: Plan, index: int, because_of: int, now: float) -> StepResult:
 
 def _skip_the_rest(session: Session) -> None:
     """After the run was stopped: what never started is skipped, so that every step has a result."""
-    current = session.record.round
-    if current.plan is None:
+    plan, settled = session.record.plan, session.record.settled
+    if plan is None or len(settled) == len(plan):
         return
-    settled = {step.index for step in current.steps}
     late = session.stopped("the run was stopped before it could start")
-    for step in current.plan:
+    for step in plan:
         if step.index not in settled:
             now = session.now()
             result = StepResult(

@@ -6,7 +6,7 @@ There is no second record. Progress display, journal, server and tests read the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from enum import StrEnum
@@ -721,6 +721,11 @@ class _OpenRound:
         )
 
     @property
+    def answer(self) -> str | None:
+        last = self.steps.get(self.parsed.plan.final.index) if self.parsed else None
+        return last.text if last and last.state is StepState.DONE else None
+
+    @property
     def round(self) -> Round:
         return Round(
             planning=tuple(self.planning),
@@ -733,6 +738,15 @@ class _OpenRound:
     def _result(self, index: int) -> StepResult:
         result = self.steps[index]
         return replace(result, run=self.nested[index].run) if index in self.nested else result
+
+
+def _latest(rounds: Sequence[_OpenRound]) -> str | None:
+    answers = (each.answer for each in reversed(rounds))
+    return next((answer for answer in answers if answer is not None), None)
+
+
+_PASSING = frozenset({StepDelta, PlanDelta, StepStarted, PlanStarted})
+"""What they announce arrives whole with a later event."""
 
 
 class Record:
@@ -755,9 +769,9 @@ class Record:
         if isinstance(event, RunStarted) is not (self._start is None):
             raise ValueError(f"{event.kind} is out of order: a run begins with one run_started")
         self._seconds = event.at
+        if type(event) in _PASSING:
+            return
         match event:
-            case StepDelta() | PlanDelta() | StepStarted() | PlanStarted():
-                pass  # passing states: what they announce arrives whole with a later event
             case StepFinished():
                 self._rounds[-1].finish(event.result)
             case NestedEvent():
@@ -807,6 +821,32 @@ class Record:
     def round(self) -> Round:
         """The present round so far."""
         return self._rounds[-1].round
+
+    @property
+    def plan(self) -> Plan | None:
+        """The plan of the present round."""
+        parsed = self._rounds[-1].parsed
+        return parsed.plan if parsed else None
+
+    @property
+    def kept(self) -> bool:
+        """Whether the present round keeps the answer of the one before."""
+        return self._rounds[-1].kept
+
+    @property
+    def settled(self) -> Collection[int]:
+        """The steps of the present round that have a result."""
+        return self._rounds[-1].steps.keys()
+
+    @property
+    def answer(self) -> str | None:
+        """As :attr:`Run.answer`."""
+        return _latest(self._rounds)
+
+    @property
+    def previous(self) -> str | None:
+        """The answer of the rounds before the present one."""
+        return _latest(self._rounds[:-1])
 
     @property
     def rounds(self) -> tuple[Round, ...]:

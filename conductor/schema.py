@@ -114,6 +114,8 @@ def json_schema(of: SchemaOf | str) -> dict[str, Any]:
             schema = PoolFile.model_json_schema()
         case SchemaOf.RUN:
             schema = TypeAdapter(Run).json_schema()
+            # A run may hold runs, so it is defined by name; it stands at the root as well.
+            schema = {**schema["$defs"]["Run"], "$defs": schema["$defs"]}
     return _with_docstrings({**named, **schema, "description": _DESCRIBED[kind]})
 
 

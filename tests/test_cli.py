@@ -31,6 +31,7 @@ def command(
         "HOME": str(Path.home()),
         "COLUMNS": "100",
         "CONDUCTOR_JOURNAL": "off",
+        "PYTHONPATH": str(Path(__file__).parents[1]),
         **(env or {}),
     }
     return subprocess.run(

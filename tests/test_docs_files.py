@@ -32,6 +32,7 @@ def test_every_command_prints_what_the_page_shows(commands: str, shown: str, fol
         "PATH": f"{scripts}{os.pathsep}/usr/bin{os.pathsep}/bin",
         "HOME": str(folder),
         "COLUMNS": "120",
+        "PYTHONPATH": str(DOCS.parent),
     }
 
     done = subprocess.run(

@@ -287,7 +287,12 @@ def command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
         cwd=cwd,
         capture_output=True,
         text=True,
-        env={"PATH": "/usr/bin:/bin", "HOME": str(cwd), "COLUMNS": "120"},
+        env={
+            "PATH": "/usr/bin:/bin",
+            "HOME": str(cwd),
+            "COLUMNS": "120",
+            "PYTHONPATH": str(Path(__file__).parents[1]),
+        },
         timeout=120,
     )
 

@@ -166,7 +166,6 @@ def resume(
             ),
             on_event=on_event,
         ),
-        planner=past.planner,
         past=kept.events(past.id),
     )
     watch.end(record, json=json, best=best)
@@ -215,7 +214,7 @@ def rerun(
             ),
             on_event=on_event,
         ),
-        planner=planner or old.planner,
+        planner=planner,
     )
     if not quiet:
         _print_changes(old, record)

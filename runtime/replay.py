@@ -296,9 +296,20 @@ class _Turns:
 
 def _was_stopped(run: Run) -> bool:
     """Whether something from outside ended the run, or a part of it, before its end."""
-    failures = [run.failure, *(step.failure for one in run.rounds for step in one.steps)]
-    unended = run.state in (RunState.RUNNING, RunState.CANCELLED)
-    return unended or any(each is not None and each.kind in _STOPPED for each in failures)
+    steps = [step for one in run.rounds for step in one.steps]
+    return (
+        run.state in (RunState.RUNNING, RunState.CANCELLED)
+        or any(step.state is StepState.SKIPPED and step.because_of is None for step in steps)
+        or any(map(_is_stop, (run.failure, *(step.failure for step in steps))))
+    )
+
+
+def _is_stop(failure: Failure | None) -> bool:
+    if failure is None or failure.kind in _STOPPED:
+        return failure is not None
+    # A listener or a cache that raised is nobody's fault in the run; the engine says it so.
+    told = ("stopped after ", "the run was stopped")
+    return failure.kind is FailureKind.INTERNAL and failure.message.startswith(told)
 
 
 def _reading(text: str, workers: tuple[str, ...], number: int, limits: Limits) -> object:

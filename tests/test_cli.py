@@ -332,6 +332,21 @@ def test_run_of_a_written_plan_records_everything(tmp_path: Path) -> None:
     assert drawn.stdout.count("✓") == 2
 
 
+def test_a_run_of_the_embedded_models_goes_on_and_replays(tmp_path: Path) -> None:
+    """Its pool needs no file, and its planner is none of its workers."""
+    (tmp_path / "a.plan").write_text(GOOD, encoding="utf-8")
+    env = {"CONDUCTOR_JOURNAL": "journal.db"}
+
+    stopped = command("run", "Yes?", "--plan", "a.plan", "--calls", "1", cwd=tmp_path, env=env)
+    done = command("resume", "last", "--calls", "2", "--json", cwd=tmp_path, env=env)
+    replayed = command("replay", "last", cwd=tmp_path, env=env)
+
+    run = conductor.Run.from_json(done.stdout)
+    assert (stopped.returncode, done.returncode, replayed.returncode) == (1, 0, 0)
+    assert (run.pool, run.planner, run.state) == ("embedded", "conductor", "done")
+    assert sum(account.calls for account in run.accounts.values()) == 2
+
+
 def test_quiet_single_pick_prints_the_answer_alone(tmp_path: Path) -> None:
     """One worker, no plan, nothing but its reply."""
     query = "What is the capital of France?"

@@ -272,6 +272,35 @@ def test_a_deadline_that_stopped_a_step_is_taken_from_the_record() -> None:
     assert run.failure is not None and run.failure.kind is FailureKind.DEADLINE
 
 
+class FullDisk:
+    """A cache that fails after some calls."""
+
+    def __init__(self, calls: int) -> None:
+        self._left = calls
+
+    def get(self, worker: object, call: object) -> None:
+        self._left -= 1
+        if self._left < 0:
+            raise OSError("disk full")
+
+    def put(self, worker: object, call: object, completion: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize("calls", range(4))
+@pytest.mark.parametrize("rounds", [1, 2])
+def test_a_run_that_its_cache_stopped_is_taken_as_far_as_it_came(calls: int, rounds: int) -> None:
+    """The record is closed before the error goes on, and says what happened."""
+    events: list[Event] = []
+    conductor = Conductor(Pool([worker("a", 0, 1.0)]), cache=FullDisk(calls))
+    plan = Plan.of(["x", "y"], ["a", "a"], [[], [0]])
+
+    with pytest.raises(OSError, match="disk full"):
+        conductor.run("Why?", plan=plan, rounds=rounds + 2, on_event=events.append)
+
+    check(fold(events))
+
+
 @pytest.mark.parametrize("query", ["Why?", "Why? \ud83d"])
 @pytest.mark.parametrize("options", [{"worker": "a"}, {"plan": chain(["x", "y"], ["a", "b"])}])
 def test_picks_and_given_plans_replay(options: dict[str, Any], query: str) -> None:

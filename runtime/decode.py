@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, DynamicCache
 
+from .adapters import Adapters
 from .worker import Sampling
 
 if TYPE_CHECKING:
@@ -26,10 +27,11 @@ _WORTH_SHARING = 16
 class TransformersDecoder:
     """Batched decoding with the KV cache in torch: any causal LM, any sampling, any grammar.
 
-    ``model.generate`` is not used, for three things it can't do: settings and a seed of its own for
-    each row of a batch; leaving a row behind that is done or cancelled; and, for a job alone,
-    pushing the tokens that a grammar leaves no choice about through the model in one pass (about
-    half of the tokens of a plan, which halves the time).
+    ``model.generate`` is not used, for four things it can't do: settings, a seed and an adapter of
+    its own for each row of a batch; leaving a row behind that is done or cancelled; reading what
+    all prompts begin with once; and, for a job alone, pushing the tokens that a grammar leaves no
+    choice about through the model in one pass (about half of the tokens of a plan, which halves
+    the time).
 
     Args:
         folder: Model in Hugging Face form, or its name on the hub.
@@ -47,12 +49,21 @@ class TransformersDecoder:
         self._model.to(self._device)  # type: ignore[arg-type]  # the wrapper loses its types
         self._model.train(False)
         self._tokenizer = tokenizer
+        self._adapters = Adapters(self._model)
         self._grammars: Any = None
-        self._kept: tuple[list[int], DynamicCache] | None = None
-        """Tokens and keys/values of the last single job: prompts often share their beginning."""
+        self._kept: tuple[str, list[int], DynamicCache] | None = None
+        """Adapter, tokens and keys/values of the last single job: prompts often share their
+        beginning."""
+
+    def admit(self, job: Job) -> None:
+        """Load the job's adapter, if it has one."""
+        self._adapters.load(job.adapter)
 
     def alike(self, one: Job, other: Job) -> bool:
-        """Any jobs share a batch that decode under the same grammar, or under none."""
+        """Any jobs share a batch that decode under the same grammar, or under none.
+
+        Their adapters may differ.
+        """
         return one.call.grammar == other.call.grammar
 
     @torch.inference_mode()
@@ -66,7 +77,8 @@ class TransformersDecoder:
     def _decode_one(self, job: Job, push: Push) -> None:
         matcher = self._matcher(job.call.grammar)
         dice = self._dice(job.call.sampling)
-        tokens, cache = self._resume(job.prompt)
+        self._adapters.use([job.adapter])
+        tokens, cache = self._resume(job.adapter, job.prompt)
         fresh = job.prompt[len(tokens) :]
         tokens = list(tokens)
         while not job.over:
@@ -84,7 +96,7 @@ class TransformersDecoder:
             fresh = [self._next(job, logits, matcher, dice, push)]
         if not job.over:  # the forced tokens completed the grammar
             push(job, self._tokenizer.eos_token_id)
-        self._kept = (tokens, cache)
+        self._kept = (job.adapter, tokens, cache)
 
     def _next(
         self, job: Job, logits: torch.Tensor, matcher: Any, dice: torch.Generator, push: Push
@@ -100,27 +112,24 @@ class TransformersDecoder:
                 push(job, self._tokenizer.eos_token_id)
         return token
 
-    def _resume(self, prompt: list[int]) -> tuple[list[int], DynamicCache]:
+    def _resume(self, adapter: str, prompt: list[int]) -> tuple[list[int], DynamicCache]:
         """Take over what the last job has in common with this prompt, all but its last token."""
         if self._kept is None:
             return [], DynamicCache()
-        tokens, cache = self._kept
+        other, tokens, cache = self._kept
         self._kept = None
         same = _shared([[*tokens, -1], prompt])
-        if not same:
+        if not same or adapter != other:
             return [], DynamicCache()
         if same < len(tokens):
             cache.crop(same - len(tokens))
         return prompt[:same], cache
 
     def _decode_batch(self, jobs: list[Job], push: Push) -> None:
-        """Decode row by row of a batch; what all prompts begin with is read once, not per row."""
-        first = jobs[0].prompt
+        """Decode row by row of a batch; what all prompts begin with is read once an adapter."""
         same = _shared([job.prompt for job in jobs])
-        tokens, cache = self._resume(first[: same + 1])
-        if len(tokens) < same:
-            self._forward(torch.tensor([first[len(tokens) : same]]), cache, None, None)
-        cache.batch_repeat_interleave(len(jobs))
+        cache = self._begin(jobs, same)
+        self._adapters.use([job.adapter for job in jobs])
         width = max(len(job.prompt) for job in jobs)
         ids = torch.zeros((len(jobs), width - same), dtype=torch.long)
         mask = torch.zeros((len(jobs), width), dtype=torch.long)
@@ -147,9 +156,27 @@ class TransformersDecoder:
                 cache.batch_select_indices(torch.tensor(going, device=self._device))
                 rows = [rows[at] for at in going]
                 mask, positions = mask[going], positions[going]
+                self._adapters.use([job.adapter for job, _, _ in rows])
             ids = torch.tensor([chosen[at] for at in going]).unsqueeze(-1)
             mask = torch.cat([mask, torch.ones((len(rows), 1), dtype=torch.long)], dim=-1)
             positions = positions[:, -1:] + 1
+
+    def _begin(self, jobs: Sequence[Job], same: int) -> DynamicCache:
+        """Read the ``same`` tokens that all begin with; give keys and values, a row a job."""
+        begun = jobs[0].prompt[:same]
+        adapters = sorted({job.adapter for job in jobs})
+        if len(adapters) == 1:
+            tokens, cache = self._resume(adapters[0], [*begun, -1])
+        else:
+            tokens, cache = [], DynamicCache()
+        if len(tokens) < same:
+            self._adapters.use(adapters)
+            ids = torch.tensor([begun[len(tokens) :]] * len(adapters))
+            self._forward(ids, cache, None, None)
+        if same:
+            rows = [adapters.index(job.adapter) for job in jobs]
+            cache.batch_select_indices(torch.tensor(rows, device=self._device))
+        return cache
 
     def _forward(
         self,
@@ -254,6 +281,9 @@ class Ctranslate2Decoder:
         )
         self._tokenizer = tokenizer
         self._ends = sorted(ends)
+
+    def admit(self, job: Job) -> None:
+        """Nothing is needed beside the model: jobs with adapters are not decoded here."""
 
     def alike(self, one: Job, other: Job) -> bool:
         """Same settings and about the same length.

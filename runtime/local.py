@@ -3,7 +3,7 @@
 Concurrent calls of one model are batched instead of run side by side: on a CPU a batch of eight
 costs about twice as much as one call, not eight times. Two decoders share the work:
 
-* ``transformers`` runs every causal LM and gives logits, so grammars and seeds work;
+* ``transformers`` runs every causal LM and gives logits, so grammars, seeds and adapters work;
 * ``ctranslate2`` is about twice as fast for plain text on a CPU and gives the same text, since it
   computes in float32. Its int8 form is another three times faster, but answers change: the
   packaged model no longer knows the capital of France.
@@ -20,6 +20,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
@@ -48,6 +49,8 @@ if TYPE_CHECKING:
 
 EngineName = Literal["auto", "transformers", "ctranslate2", "ctranslate2-int8"]
 
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+"""The file of an adapter's matrices, by PEFT's name for it."""
 _MOST_TOKENS = 512
 """Longest completion where neither call nor worker says otherwise."""
 _GATHER_S = 0.01
@@ -63,6 +66,8 @@ class Job:
     call: Call
     deliver: Callable[[str | Completion | WorkerError], None]
     """Hands over a piece of text or the end. Called from the engine thread."""
+    adapter: str = ""
+    """Folder of the adapter to answer with; the model as it is if empty."""
     cancelled: threading.Event = field(default_factory=threading.Event)
     prompt: list[int] = field(default_factory=list)
     """Token ids of the rendered messages."""
@@ -88,6 +93,13 @@ class Decoder(Protocol):
         """Generate until every job is over, giving each token to ``push`` as it is chosen.
 
         ``push`` sets ``job.finish`` when a job is over. An end-of-text token is pushed too.
+        """
+
+    def admit(self, job: Job) -> None:
+        """Load what the job needs beside the model.
+
+        Raises:
+            ModelError: If that is missing or does not fit.
         """
 
     def alike(self, one: Job, other: Job) -> bool:
@@ -127,11 +139,19 @@ class LocalModel:
         self._ends: frozenset[int] = frozenset()
         self._decoders: dict[str, Decoder] = {}
 
-    async def complete(self, call: Call, on_text: OnText = ignore) -> Completion:
+    async def complete(
+        self, call: Call, on_text: OnText = ignore, *, adapter: str = ""
+    ) -> Completion:
         """Answer a call; waits its turn in the engine.
 
+        Args:
+            call: What is asked.
+            on_text: Gets the pieces of the completion.
+            adapter: Folder of a LoRA adapter, as PEFT saves them, to answer with. Calls with
+                different adapters are decoded in one batch.
+
         Raises:
-            WorkerError: If the model can't be loaded, or the prompt is too long for it.
+            WorkerError: If the model or adapter can't be loaded, or the prompt is too long.
         """
         post = _poster()
         send, receive = anyio.create_memory_object_stream[str | Completion | WorkerError](
@@ -148,7 +168,7 @@ class LocalModel:
             except RuntimeError:  # the event loop has ended, and the call with it
                 job.cancelled.set()
 
-        job = Job(call, deliver)
+        job = Job(call, deliver, adapter)
         with send, receive:
             try:
                 self._submit(job)
@@ -250,7 +270,7 @@ class LocalModel:
                 length = len(job.prompt)
                 message = f"the prompt has {length} tokens; {self.name} reads {self._window}"
                 raise WorkerError(FailureKind.REJECTED, message)
-            self._decoder(job)
+            self._decoder(job).admit(job)
         except WorkerError as error:
             job.deliver(error)
             return False
@@ -343,6 +363,7 @@ class LocalModel:
     def _decoder(self, job: Job) -> Decoder:
         sampled = (job.call.sampling.temperature or 0) > 0
         exact = job.call.grammar is not None or (sampled and job.call.sampling.seed is not None)
+        exact = exact or job.adapter != ""
         which = "ctranslate2" if self._fast and not exact else "transformers"
         if which not in self._decoders:
             self._decoders[which] = self._make(which)
@@ -365,7 +386,17 @@ class LocalModel:
 
 
 class LocalWorker:
-    """A worker in this process. Several may share one model and differ in settings."""
+    """A worker in this process. Several may share one model and differ in settings and adapter.
+
+    Args:
+        name: Its name in the pool.
+        model: The model, or its name for a model of its own.
+        adapter: Folder of a LoRA adapter, as PEFT saves them; the model as it is if empty.
+        sampling: How it decodes, where a call leaves that open.
+        system: A system message put before every call.
+        card: What it is good at.
+        tags: Words to choose or exclude it by.
+    """
 
     constrains = True
 
@@ -374,6 +405,7 @@ class LocalWorker:
         name: str,
         model: LocalModel | str = "smollm2-135m-instruct",
         *,
+        adapter: str | Path = "",
         sampling: Sampling = Sampling(),
         system: str = "",
         card: str = "",
@@ -381,6 +413,7 @@ class LocalWorker:
     ) -> None:
         self.name = name
         self.model = LocalModel(model) if isinstance(model, str) else model
+        self.adapter = str(adapter)
         self.sampling = sampling
         self.system = system
         self.card = card
@@ -388,11 +421,12 @@ class LocalWorker:
 
     @property
     def identity(self) -> str:
-        """Model, engine and settings, as JSON."""
+        """Model, engine, a digest of the adapter, and settings, as JSON."""
         return identity_of(
             "local",
             model=self.model.name,
             engine=self.model.engine,
+            adapter=_digest(self.adapter),
             sampling=self.sampling,
             system=self.system,
         )
@@ -402,11 +436,13 @@ class LocalWorker:
         messages = with_system(self.system, call.messages)
         sampling = call.sampling.over(self.sampling)
         return await self.model.complete(
-            replace(call, messages=messages, sampling=sampling), on_text
+            replace(call, messages=messages, sampling=sampling), on_text, adapter=self.adapter
         )
 
     async def check(self) -> Health:
-        """Say whether the model is installed and fetched."""
+        """Say whether the model is installed and fetched, and the adapter there."""
+        if self.adapter and not (Path(self.adapter) / ADAPTER_WEIGHTS).is_file():
+            return Health(False, f"no adapter in {self.adapter}: {ADAPTER_WEIGHTS} is missing")
         return self.model.check()
 
     async def __aenter__(self) -> Self:
@@ -414,6 +450,14 @@ class LocalWorker:
 
     async def __aexit__(self, *exc_info: object) -> None:
         pass
+
+
+def _digest(adapter: str) -> str:
+    """SHA-256 of an adapter's weights; its folder if they can't be read."""
+    try:
+        return sha256((Path(adapter) / ADAPTER_WEIGHTS).read_bytes()).hexdigest() if adapter else ""
+    except OSError:
+        return adapter
 
 
 def _poster() -> Callable[..., object]:

@@ -17,6 +17,7 @@
     [workers.small]
     kind  = "local"                 # a model in this process
     model = "smollm2-135m-instruct" # packaged name, Hugging Face name or folder
+    adapter = "players/letters"     # optional: a LoRA adapter, relative to this file
     temperature = 0.7
 
     [workers.self]
@@ -440,6 +441,8 @@ class LocalTable(WorkerTable):
     model: str = "smollm2-135m-instruct"
     """A packaged model, a Hugging Face name or a folder."""
     engine: EngineName = "auto"
+    adapter: str = ""
+    """Folder of a LoRA adapter, as PEFT saves them; relative to the pool file."""
 
 
 class PlannerTable(SamplingTable):
@@ -643,6 +646,7 @@ class PoolFile(_Table):
             return LocalWorker(
                 name,
                 model,
+                adapter=Path(self.path).parent / table.adapter if table.adapter else "",
                 sampling=table.sampling,
                 system=table.system,
                 card=table.card,

@@ -1,0 +1,212 @@
+"""Tasks: the same from the same seed, splits that share nothing, sources that say what is wrong."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from training.families import CHAINS, FAMILIES
+from training.graders import Exact, Maths, Number, grade
+from training.tasks import (
+    Split,
+    TaskError,
+    draw,
+    gym,
+    hub,
+    plain,
+    read_jsonl,
+    split_of,
+    task,
+    without,
+    write_jsonl,
+)
+
+SMALL = {"capitals": 10, "languages": 10, "symbols": 3}
+"""Families with few items in a split."""
+NAMES = [*FAMILIES, *CHAINS]
+
+
+def some(name: str, split: Split, wording: str = "all", most: int = 60) -> list[str]:
+    count = min(most, SMALL.get(name, most))
+    return [each.question for each in draw(name, count, split=split, wording=wording)]  # type: ignore[arg-type]
+
+
+def content(question: str) -> frozenset[str]:
+    """What a question is about, in whatever words and order: its numbers and spelled letters."""
+    return frozenset(re.findall(r"\d+|(?<!\w)\w(?: \w)+(?!\w)", question))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_answer_taught_is_right_and_another_is_wrong(name: str) -> None:
+    count = SMALL.get(name, 40)
+    tasks = draw(name, count, wording="all")
+
+    assert [grade(each.grader, each.answer, each.question) for each in tasks] == [1.0] * count
+    assert all(grade(each.grader, "no idea", each.question) == 0.0 for each in tasks)
+    echoes = [each for each in tasks if each.answer.lower() not in each.question.lower()]
+    assert all(grade(each.grader, each.question, each.question) == 0.0 for each in echoes)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_equal_arguments_give_equal_tasks_and_other_seeds_others(name: str) -> None:
+    count = SMALL.get(name, 20)
+
+    assert draw(name, count, seed=3) == draw(name, count, seed=3)
+    if name not in SMALL:
+        assert draw(name, count, seed=3) != draw(name, count, seed=4)
+
+
+@pytest.mark.parametrize("name", ["addition", "subtraction", "ordering", "largest", "reversal"])
+def test_no_item_is_in_two_splits_in_whatever_words_or_order(name: str) -> None:
+    train = {content(question) for question in some(name, Split.TRAIN, most=1500)}
+    held = {content(question) for question in some(name, Split.TEST, most=600)}
+    held |= {content(question) for question in some(name, Split.VALIDATION, most=300)}
+
+    assert len(train) > 500
+    # 7 + 7 is one number, and so are other sums with it: only pairs say what was asked.
+    sizes = {2} if name in ("addition", "subtraction") else {1, 4}
+    assert not {each for each in train & held if len(each) in sizes}
+
+
+def test_families_with_the_same_items_share_their_splits() -> None:
+    train = {content(question) for question in some("addition", Split.TRAIN, most=1500)}
+    assert not train & {content(question) for question in some("stories", Split.TEST, most=400)}
+
+
+def test_no_part_of_a_test_chain_is_trained_on_by_itself() -> None:
+    trained = {content(question) for question in some("addition", Split.TRAIN, most=1500)}
+    for each in draw("addition-mirror", 60, split=Split.TEST, wording="all"):
+        assert content(each.parts[0].subtask) not in trained
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_held_out_phrasings_are_never_trained_on(name: str) -> None:
+    source = FAMILIES.get(name) or CHAINS[name]
+    count = SMALL.get(name, 40)
+
+    assert not set(source.phrasings) & set(source.held_out)
+    assert len(source.phrasings) >= 2
+    for wording, marked in (("trained", False), ("held-out", True)):
+        tasks = draw(name, count, wording=wording)  # type: ignore[arg-type]
+        assert {each.held_out_wording for each in tasks} == {marked}
+    trained = {each.question for each in draw(name, count, wording="trained")}
+    other = {each.question for each in draw(name, count, wording="held-out")}
+    assert not trained & other
+
+
+@given(st.text(), st.text())
+def test_an_item_has_one_split_whatever_else_is_drawn(source: str, key: str) -> None:
+    assert split_of(source, key) is split_of(source, key)
+
+
+def test_splits_have_their_shares() -> None:
+    dealt = [split_of("any", str(at)) for at in range(4000)]
+
+    shares = {split: dealt.count(split) / len(dealt) for split in Split}
+    assert shares == pytest.approx({"train": 0.6, "validation": 0.15, "test": 0.25}, abs=0.03)
+
+
+@pytest.mark.parametrize("name", list(CHAINS))
+def test_a_chain_falls_into_a_plan_of_parts_that_read_one_another(name: str) -> None:
+    for each in draw(name, 20, wording="all"):
+        plan = each.plan(["a", "b"])
+
+        assert [step.subtask for step in plan] == [part.subtask for part in each.parts]
+        assert [step.access for step in plan] == [(), (0,)]
+        assert [part.family for part in each.parts] == list(CHAINS[name].parts)
+        assert each.parts[-1].answer == each.answer
+
+
+def test_a_family_that_has_too_few_says_how_many() -> None:
+    with pytest.raises(TaskError, match=r"symbols has no more than \d+ tasks in test, trained"):
+        draw("symbols", 500, split=Split.TEST)
+    with pytest.raises(TaskError, match="no family is called 'sums'; there are: addition,"):
+        draw("sums", 1)
+
+
+def test_reasoning_gym_is_a_source() -> None:
+    tasks = gym("chain_sum", 12, min_terms=2, max_terms=2, min_digits=1, max_digits=2)
+    test = gym("chain_sum", 12, split=Split.TEST, min_terms=2, max_terms=2, min_digits=1)
+
+    assert len({each.id for each in tasks}) == 12
+    assert {each.family for each in tasks} == {"gym:chain_sum"}
+    assert all(grade(each.grader, each.answer) == 1.0 for each in tasks)
+    assert not {plain(each.question) for each in tasks} & {plain(each.question) for each in test}
+    with pytest.raises(TaskError, match="no family 'sums'"):
+        gym("sums", 1)
+
+
+def test_tasks_come_back_from_a_file(tmp_path: Path) -> None:
+    tasks = [*draw("addition-ordering", 3), *draw("capitals", 3), *gym("chain_sum", 2)]
+    tasks.append(task("own", "é?", Maths(r"\frac12"), answer="1/2"))
+
+    write_jsonl(tasks, tmp_path / "tasks.jsonl")
+
+    assert read_jsonl(tmp_path / "tasks.jsonl") == tasks
+
+
+def test_short_lines_are_tasks_too(tmp_path: Path) -> None:
+    file = tmp_path / "quiz.jsonl"
+    file.write_text(
+        '{"question": "Two plus two?", "answer": "4", "grader": "number"}\n\n'
+        '{"question": "Capital of France?", "answer": "Paris", "family": "geography"}\n'
+    )
+
+    one, two = read_jsonl(file)
+
+    assert (one.family, one.grader) == ("quiz", Number("4"))
+    assert (two.family, two.grader) == ("geography", Exact(("Paris",)))
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("{", "quiz.jsonl:2: not a task"),
+        ('{"question": "x"}', "answer is missing"),
+        ('{"question": "x", "answer": 4}', "answer is missing or no text"),
+        ('{"question": "x", "answer": "4", "graded": "number"}', "unknown: graded"),
+        ('{"question": "x", "answer": "4", "grader": "magic"}', "no grader 'magic'"),
+        ('{"id": "a", "question": "x"}', "not a task"),
+        ('["x"]', "not a task"),
+    ],
+)
+def test_a_line_that_is_no_task_is_named(tmp_path: Path, line: str, told: str) -> None:
+    file = tmp_path / "quiz.jsonl"
+    file.write_text('{"question": "a", "answer": "b"}\n' + line)
+
+    with pytest.raises(TaskError, match=told):
+        read_jsonl(file)
+
+
+def test_what_an_evaluation_set_has_is_left_out() -> None:
+    long = "one two three four five six seven eight nine ten eleven twelve thirteen"
+    evaluation = [
+        task("e", "What is 3 + 4?", Number("7")),
+        task("e", f"Read: {long}.", Number("1")),
+    ]
+    tasks = [
+        task("t", "what is  3 + 4", Number("7")),
+        task("t", "What is 4 + 5?", Number("9")),
+        task("t", "What is 4 + 5 ?", Number("9")),
+        task("t", f"Now {long.upper()} and more", Number("1")),
+        task("t", f"Now {long.removesuffix(' thirteen')} and more", Number("1")),
+    ]
+
+    assert without(tasks, evaluation) == [tasks[1], tasks[4]]
+
+
+def test_a_folder_of_a_dataset_is_a_source(tmp_path: Path) -> None:
+    pytest.importorskip("datasets")
+    rows = [f'{{"question": "{at} + 1?", "answer": "so #### {at + 1}"}}\n' for at in range(40)]
+    (tmp_path / "train.jsonl").write_text("".join(rows))
+
+    tasks = hub(str(tmp_path), 5, grader="number")
+
+    assert len(tasks) == 5
+    assert all(grade(each.grader, str(int(each.question.split()[0]) + 1)) for each in tasks)
+    with pytest.raises(TaskError, match="no column 'query'; it has: question, answer"):
+        hub(str(tmp_path), 5, question="query")

@@ -1,0 +1,501 @@
+"""Our own task families: what is asked, in which words, and what is right.
+
+A family draws *items* (two numbers to add, four to sort) and asks for them in one of several
+*phrasings*. Some phrasings are held out: players and deciders never train on them, so that what is
+measured on them is the skill and not the template. Some families are reserved: deciders never
+train on them at all, though a player may.
+
+The answers are short and every family but the facts has thousands of items or more, since a CPU
+trains on few tokens a second and a test set must not repeat what was trained on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from random import Random
+
+from .graders import Grader, Mention, Number, Sentence, Series
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """What is asked, in no words yet."""
+
+    key: str
+    """Equal for items that are the same question, such as 3 + 4 and 4 + 3."""
+    fields: Mapping[str, str]
+    """What goes into the blanks of a phrasing."""
+    answer: str
+    """What a player is taught to write."""
+    grader: Grader
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """One kind of question."""
+
+    name: str
+    draw: Callable[[Random], Item]
+    phrasings: tuple[str, ...]
+    held_out: tuple[str, ...]
+    """Never trained on."""
+    reserved: bool = False
+    """Whether deciders never train on it."""
+    dealt_as: str = ""
+    """The family whose splits it shares, since its items are the same; its own if empty."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """Two families in sequence: what the first gives, the second needs.
+
+    ``{x}`` in the second part's phrasing is the first part's answer; its workers find it in the
+    reply that they read, so the phrasing speaks of it in words.
+    """
+
+    name: str
+    draw: Callable[[Random], tuple[Item, Item]]
+    """Both items; the second one's grader is the chain's."""
+    phrasings: tuple[str, ...]
+    held_out: tuple[str, ...]
+    parts: tuple[str, str]
+    """Families of the parts."""
+    asks: tuple[tuple[str, ...], tuple[str, ...]] = field(default=((), ()))
+    """How a plan may word the first part, and the second."""
+    reserved: bool = False
+
+
+# --- numbers --------------------------------------------------------------------------------------
+
+
+def _addition(random: Random, most: int = 99) -> Item:
+    a, b = random.randint(10, most), random.randint(10, most)
+    key = f"{min(a, b)} {max(a, b)}"
+    return Item(key, {"a": str(a), "b": str(b)}, str(a + b), Number(str(a + b)))
+
+
+def _story(random: Random) -> Item:
+    """A sum in words; the same two numbers are the same item whoever has them."""
+    item = _addition(random)
+    who, things = random.choice(_NAMES), random.choice(_THINGS)
+    return Item(item.key, {**item.fields, "who": who, "things": things}, item.answer, item.grader)
+
+
+def _subtraction(random: Random) -> Item:
+    b, a = sorted((random.randint(10, 99), random.randint(10, 99)))
+    return Item(f"{a} {b}", {"a": str(a), "b": str(b)}, str(a - b), Number(str(a - b)))
+
+
+def _numbers(random: Random, count: int = 4) -> list[int]:
+    return random.sample(range(1, 100), count)
+
+
+def _ordering(random: Random) -> Item:
+    numbers = _numbers(random)
+    ordered = [str(number) for number in sorted(numbers)]
+    given = {"list": ", ".join(map(str, numbers))}
+    return Item(" ".join(ordered), given, " ".join(ordered), Series(tuple(ordered)))
+
+
+def _largest(random: Random) -> Item:
+    numbers = _numbers(random)
+    largest = str(max(numbers))
+    key = " ".join(map(str, sorted(numbers)))
+    return Item(key, {"list": ", ".join(map(str, numbers))}, largest, Number(largest))
+
+
+# --- letters --------------------------------------------------------------------------------------
+
+_VOWELS, _CONSONANTS = "aeiou", "bcdfghjklmnprstvw"
+
+
+def _word(random: Random) -> str:
+    """A made-up word of 4 to 6 letters that can be said."""
+    start = random.randrange(2)
+    length = random.randint(4, 6)
+    return "".join(
+        random.choice(_VOWELS if (at + start) % 2 else _CONSONANTS) for at in range(length)
+    )
+
+
+def _reversal(random: Random) -> Item:
+    word = _word(random)
+    back = word[::-1]
+    return Item(word, {"word": " ".join(word)}, " ".join(back), Series(tuple(back)))
+
+
+def _mirror(random: Random) -> Item:
+    number = str(random.randint(100, 99_999))
+    back = number[::-1]
+    return Item(number, {"number": number}, " ".join(back), Series(tuple(back)))
+
+
+# --- relations ------------------------------------------------------------------------------------
+
+_NAMES = (
+    "Ann Bob Cara Dan Eve Finn Gail Hugo Iris Jack Kate Leo Mia Ned Olga Paul Rosa Sam Tina Vera"
+).split()
+_THINGS = "apples books cards coins eggs nuts pens plates shells stamps stones tickets".split()
+_RELATIONS = (
+    ("taller", "tallest", "shortest"),
+    ("older", "oldest", "youngest"),
+    ("faster", "fastest", "slowest"),
+    ("richer", "richest", "poorest"),
+)
+
+
+def _relations(random: Random) -> Item:
+    top, middle, bottom = random.sample(_NAMES, 3)
+    more, most, least = random.choice(_RELATIONS)
+    facts = [f"{top} is {more} than {middle}", f"{middle} is {more} than {bottom}"]
+    random.shuffle(facts)
+    wanted, answer = random.choice(((most, top), (least, bottom)))
+    others = tuple(name for name in (top, middle, bottom) if name != answer)
+    given = {"one": facts[0], "two": facts[1], "wanted": wanted}
+    key = f"{top} {middle} {bottom} {wanted}"
+    return Item(key, given, answer, Mention((answer,), wrong=others))
+
+
+# --- facts and language ---------------------------------------------------------------------------
+
+_COUNTRIES = """
+Argentina|Buenos Aires|Spanish
+Australia|Canberra|English
+Austria|Vienna|German
+Belgium|Brussels|Dutch,French
+Brazil|Brasilia,Brasília|Portuguese
+Bulgaria|Sofia|Bulgarian
+Canada|Ottawa|English,French
+Chile|Santiago|Spanish
+China|Beijing|Chinese,Mandarin
+Colombia|Bogota,Bogotá|Spanish
+Croatia|Zagreb|Croatian
+Cuba|Havana|Spanish
+Denmark|Copenhagen|Danish
+Egypt|Cairo|Arabic
+Ethiopia|Addis Ababa|Amharic
+Finland|Helsinki|Finnish
+France|Paris|French
+Germany|Berlin|German
+Greece|Athens|Greek
+Hungary|Budapest|Hungarian
+Iceland|Reykjavik,Reykjavík|Icelandic
+India|New Delhi,Delhi|Hindi,English
+Indonesia|Jakarta|Indonesian
+Iran|Tehran|Persian,Farsi
+Iraq|Baghdad|Arabic
+Ireland|Dublin|Irish,English
+Israel|Jerusalem|Hebrew
+Italy|Rome|Italian
+Japan|Tokyo|Japanese
+Kenya|Nairobi|Swahili,English
+Lebanon|Beirut|Arabic
+Mexico|Mexico City|Spanish
+Morocco|Rabat|Arabic
+Nepal|Kathmandu|Nepali
+Norway|Oslo|Norwegian
+Pakistan|Islamabad|Urdu,English
+Peru|Lima|Spanish
+Poland|Warsaw|Polish
+Portugal|Lisbon|Portuguese
+Romania|Bucharest|Romanian
+Russia|Moscow|Russian
+Saudi Arabia|Riyadh|Arabic
+South Korea|Seoul|Korean
+Spain|Madrid|Spanish
+Sweden|Stockholm|Swedish
+Syria|Damascus|Arabic
+Thailand|Bangkok|Thai
+Turkey|Ankara|Turkish
+Ukraine|Kyiv,Kiev|Ukrainian
+Vietnam|Hanoi|Vietnamese
+""".split("\n")[1:-1]
+_ELEMENTS = dict(
+    pair.split("=")
+    for pair in (
+        "hydrogen=H helium=He lithium=Li carbon=C nitrogen=N oxygen=O fluorine=F neon=Ne sodium=Na "
+        "magnesium=Mg aluminium=Al silicon=Si phosphorus=P sulfur=S chlorine=Cl potassium=K "
+        "calcium=Ca iron=Fe nickel=Ni copper=Cu zinc=Zn silver=Ag tin=Sn iodine=I gold=Au "
+        "mercury=Hg lead=Pb uranium=U"
+    ).split()
+)
+_NOUNS = (
+    "river garden mountain window bread teacher winter music coffee bicycle forest kitchen letter "
+    "market ocean doctor train bridge candle flower island painter summer village apple blanket "
+    "camera dragon engine farmer guitar hammer jacket lantern mirror needle orange pencil queen "
+    "rabbit school ticket umbrella violin wagon castle desert feather helmet ladder monkey pocket "
+    "sailor temple turtle valley"
+).split()
+_CAPITALS = {name: tuple(city.split(",")) for name, city, _ in (c.split("|") for c in _COUNTRIES)}
+_LANGUAGES = {name: tuple(said.split(",")) for name, _, said in (c.split("|") for c in _COUNTRIES)}
+
+
+def _fact(table: Mapping[str, tuple[str, ...]], *, cased: bool = False) -> Callable[[Random], Item]:
+    """Draw from a table; every other value of it is a wrong answer."""
+    names = sorted(table)
+    values = tuple(sorted({value for answers in table.values() for value in answers}))
+
+    def draw(random: Random) -> Item:
+        name = random.choice(names)
+        answers = table[name]
+        wrong = tuple(value for value in values if value not in answers)
+        return Item(name, {"name": name}, answers[0], Mention(answers, wrong, cased))
+
+    return draw
+
+
+def _sentence(random: Random) -> Item:
+    one, two = random.sample(_NOUNS, 2)
+    given = {"one": one, "two": two}
+    shown = f"I saw a {one} and a {two} on my way home today."
+    return Item(" ".join(sorted((one, two))), given, shown, Sentence((one, two)))
+
+
+FAMILIES: Mapping[str, Family] = {
+    family.name: family
+    for family in (
+        Family(
+            "addition",
+            _addition,
+            (
+                "What is {a} + {b}?",
+                "{a} + {b} =",
+                "Add {a} and {b}.",
+                "Work out the sum of {a} and {b}.",
+                "How much is {a} plus {b}?",
+            ),
+            ("Compute {a} + {b}.", "What do {a} and {b} make together?"),
+        ),
+        Family(
+            "stories",
+            _story,
+            (
+                "{who} has {a} {things} and gets {b} more. How many are that?",
+                "There are {a} {things} here and {b} there. How many in all?",
+                "{who} buys {a} {things} and then {b} more. How many {things} has {who} now?",
+            ),
+            (
+                "{who} picks {a} {things}, then another {b}. What is the total?",
+                "In one box are {a} {things}, in the other {b}. Count them all.",
+            ),
+            reserved=True,
+            dealt_as="addition",
+        ),
+        Family(
+            "subtraction",
+            _subtraction,
+            (
+                "What is {a} - {b}?",
+                "{a} - {b} =",
+                "Subtract {b} from {a}.",
+                "How much is {a} minus {b}?",
+            ),
+            ("Take {b} away from {a}.", "What is the difference between {a} and {b}?"),
+            reserved=True,
+        ),
+        Family(
+            "ordering",
+            _ordering,
+            (
+                "Sort these numbers: {list}",
+                "Put in ascending order: {list}",
+                "Order the numbers {list} from small to large.",
+                "Arrange {list} with the smallest first.",
+            ),
+            ("Write {list} in increasing order.", "List these from lowest to highest: {list}"),
+        ),
+        Family(
+            "largest",
+            _largest,
+            (
+                "Which number is the largest: {list}?",
+                "Find the maximum of {list}.",
+                "What is the biggest of the numbers {list}?",
+            ),
+            ("Pick the greatest number from {list}.",),
+            reserved=True,
+        ),
+        Family(
+            "reversal",
+            _reversal,
+            (
+                "Spell backward: {word}",
+                "Reverse the letters {word}.",
+                "Write {word} in reverse.",
+                "Read {word} from the last letter to the first.",
+            ),
+            ("What is {word} spelled backwards?", "Turn round the order of these letters: {word}"),
+        ),
+        Family(
+            "mirror",
+            _mirror,
+            (
+                "Write the digits of {number} backward.",
+                "Reverse the digits of {number}.",
+                "Read the number {number} from right to left.",
+            ),
+            ("What are the digits of {number} in reverse order?",),
+            reserved=True,
+        ),
+        Family(
+            "relations",
+            _relations,
+            (
+                "{one}. {two}. Who is {wanted}?",
+                "{one} and {two}. Who is the {wanted}?",
+                "If {one} and {two}, who is {wanted}?",
+                "Name the {wanted} one: {one}; {two}.",
+            ),
+            ("Who is {wanted}, given that {one} and {two}?", "{one}, and {two}. The {wanted} is?"),
+        ),
+        Family(
+            "capitals",
+            _fact(_CAPITALS),
+            (
+                "What is the capital of {name}?",
+                "Name the capital city of {name}.",
+                "Which city is the capital of {name}?",
+            ),
+            ("Tell me the capital of {name}.", "What is {name}'s capital city?"),
+        ),
+        Family(
+            "languages",
+            _fact(_LANGUAGES),
+            (
+                "What language is spoken in {name}?",
+                "Which language do people in {name} speak?",
+                "Name the main language of {name}.",
+            ),
+            ("In {name}, what language do people speak?",),
+            reserved=True,
+        ),
+        Family(
+            "symbols",
+            _fact({name: (symbol,) for name, symbol in _ELEMENTS.items()}, cased=True),
+            (
+                "What is the chemical symbol for {name}?",
+                "Which symbol stands for the element {name}?",
+            ),
+            ("Give the chemical symbol of {name}.", "{name}: what is its chemical symbol?"),
+            reserved=True,
+        ),
+        Family(
+            "sentences",
+            _sentence,
+            (
+                "Write a sentence with the words {one} and {two}.",
+                "Use the words {one} and {two} in a sentence.",
+                "Make up a short story about a {one} and a {two}.",
+                "Tell me something about a {one} and a {two}.",
+            ),
+            (
+                "Write one sentence in which both {one} and {two} occur.",
+                "Say something with {one} and {two} in it.",
+            ),
+        ),
+    )
+}
+
+
+# --- chains ---------------------------------------------------------------------------------------
+
+
+def _largest_then_addition(random: Random) -> tuple[Item, Item]:
+    first = _largest(random)
+    b = random.randint(10, 99)
+    total = str(int(first.answer) + b)
+    fields = {"x": first.answer, "b": str(b)}
+    return first, Item(f"{first.key} + {b}", fields, total, Number(total))
+
+
+def _addition_then_ordering(random: Random) -> tuple[Item, Item]:
+    first = _addition(random, most=49)
+    total = int(first.answer)
+    others = random.sample([number for number in range(1, 100) if number != total], 3)
+    ordered = [str(number) for number in sorted([total, *others])]
+    fields = {"x": first.answer, "list": ", ".join(map(str, others))}
+    key = f"{first.key} " + " ".join(map(str, sorted(others)))
+    return first, Item(key, fields, " ".join(ordered), Series(tuple(ordered)))
+
+
+def _addition_then_mirror(random: Random) -> tuple[Item, Item]:
+    first = _addition(random)
+    back = first.answer[::-1]
+    fields = {"x": first.answer}
+    return first, Item(first.key, fields, " ".join(back), Series(tuple(back)))
+
+
+def _relations_then_sentence(random: Random) -> tuple[Item, Item]:
+    first = _relations(random)
+    word = random.choice(_NOUNS)
+    others = first.grader.wrong if isinstance(first.grader, Mention) else ()
+    shown = f"{first.answer} saw a {word} on the way home today."
+    grader = Sentence((first.answer, word), wrong=others)
+    return first, Item(f"{first.key} {word}", {"x": first.answer, "word": word}, shown, grader)
+
+
+CHAINS: Mapping[str, Chain] = {
+    chain.name: chain
+    for chain in (
+        Chain(
+            "largest-addition",
+            _largest_then_addition,
+            (
+                "Add {b} to the largest of these numbers: {list}",
+                "What do you get if you add {b} to the maximum of {list}?",
+            ),
+            ("Take the biggest of {list} and add {b} to it.",),
+            ("largest", "addition"),
+            (
+                ("Which number is the largest: {list}?", "Find the maximum of {list}."),
+                ("Add {b} to that number.", "How much is that number plus {b}?"),
+            ),
+        ),
+        Chain(
+            "addition-ordering",
+            _addition_then_ordering,
+            (
+                "Sort the sum of {a} and {b} together with {list}.",
+                "Put {a} + {b} and the numbers {list} in ascending order.",
+            ),
+            ("Order these from small to large: {list}, and the total of {a} and {b}.",),
+            ("addition", "ordering"),
+            (
+                ("What is {a} + {b}?", "Add {a} and {b}."),
+                ("Sort that number and {list}.", "Put that number and {list} in ascending order."),
+            ),
+        ),
+        Chain(
+            "addition-mirror",
+            _addition_then_mirror,
+            (
+                "Write the digits of {a} + {b} backward.",
+                "Add {a} and {b}, then reverse the digits of the sum.",
+            ),
+            ("What is the sum of {a} and {b}, read from right to left?",),
+            ("addition", "mirror"),
+            (
+                ("What is {a} + {b}?", "Add {a} and {b}."),
+                ("Write the digits of that number backward.", "Reverse the digits of that number."),
+            ),
+        ),
+        Chain(
+            "relations-sentences",
+            _relations_then_sentence,
+            (
+                "{one}. {two}. Write a sentence about the {wanted} one and a {word}.",
+                "If {one} and {two}, use the {wanted} name and the word {word} in a sentence.",
+            ),
+            ("{one}, and {two}. Say something about a {word} and whoever is {wanted}.",),
+            ("relations", "sentences"),
+            (
+                ("{one}. {two}. Who is {wanted}?", "If {one} and {two}, who is {wanted}?"),
+                (
+                    "Write a sentence about that person and a {word}.",
+                    "Use that name and the word {word} in a sentence.",
+                ),
+            ),
+        ),
+    )
+}

@@ -1,0 +1,411 @@
+"""Tasks: questions that can be graded, where they come from, and which are kept apart.
+
+Sources: our own families and chains (:mod:`training.families`), reasoning-gym's generators, JSONL
+files and Hugging Face datasets by name. Whatever the source, an item belongs to one split by a
+digest of its content, never by its position or its wording: adding items moves none, and the same
+two numbers in other words or in other order stay on the same side.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from hashlib import sha256
+from pathlib import Path
+from random import Random
+from typing import Any, Literal
+
+from pydantic import TypeAdapter, ValidationError
+
+from grammar import Plan
+
+from .families import CHAINS, FAMILIES, Chain, Family, Item
+from .graders import Exact, Grader, GraderError, Gym, Maths, Number
+
+
+class TaskError(Exception):
+    """Tasks can't be had from a source: unknown, malformed or exhausted."""
+
+
+class Split(StrEnum):
+    """What a task may be used for."""
+
+    TRAIN = "train"
+    VALIDATION = "validation"
+    """Choosing settings, stopping early."""
+    TEST = "test"
+    """Reported, and used for nothing else."""
+
+
+SHARES = ((Split.TRAIN, 60), (Split.VALIDATION, 15), (Split.TEST, 25))
+"""Percent of a source's items."""
+
+Wording = Literal["trained", "held-out", "all"]
+"""Which phrasings: those that are trained on, the others, or both."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One part of a composed task, as a plan may hand it out."""
+
+    family: str
+    subtask: str
+    answer: str
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One question and how its answer is graded."""
+
+    id: str
+    """Digest of family, question and grader: equal for equal tasks."""
+    family: str
+    question: str
+    grader: Grader
+    answer: str = ""
+    """A right answer, as a player is taught to write it; empty where none is known."""
+    split: Split = Split.TRAIN
+    held_out_wording: bool = False
+    """Whether it is asked in a phrasing that nothing trains on."""
+    reserved: bool = False
+    """Whether it is of a family that deciders don't train on."""
+    parts: tuple[Part, ...] = ()
+    """How a composed task falls apart, in order; empty for others."""
+
+    @property
+    def plan_subtasks(self) -> list[str]:
+        """The subtasks of the plan that solves it: its parts, or the question itself."""
+        return [part.subtask for part in self.parts] or [self.question]
+
+    def plan(self, workers: Sequence[str]) -> Plan:
+        """The plan that solves it part by part: each reads the one before.
+
+        Args:
+            workers: Who does each part.
+        """
+        subtasks = self.plan_subtasks
+        access = [[at - 1] if at else [] for at in range(len(subtasks))]
+        return Plan.of(subtasks, list(workers), access)
+
+
+def task(family: str, question: str, grader: Grader, **options: Any) -> Task:
+    """Make a task; its id follows from what it is.
+
+    Args:
+        family: Kind of question.
+        question: What the worker is asked.
+        grader: How the answer is graded.
+        options: Further fields of :class:`Task`.
+    """
+    told = json.dumps([family, question, _GRADER.dump_python(grader, mode="json")])
+    return Task(sha256(told.encode()).hexdigest()[:16], family, question, grader, **options)
+
+
+def split_of(source: str, key: str, seed: int = 0) -> Split:
+    """Say which split an item belongs to.
+
+    Args:
+        source: Family or data set.
+        key: What makes two items the same.
+        seed: Another one deals anew.
+    """
+    digest = sha256(f"{seed}\0{source}\0{key}".encode()).digest()
+    at = int.from_bytes(digest[:8]) % 100
+    for split, share in SHARES:
+        if at < share:
+            return split
+        at -= share
+    raise AssertionError("shares add up to 100")
+
+
+# --- our own families -----------------------------------------------------------------------------
+
+
+def draw(
+    name: str,
+    count: int,
+    *,
+    split: Split = Split.TRAIN,
+    wording: Wording = "trained",
+    seed: int = 0,
+) -> list[Task]:
+    """Draw different tasks of one of our families or chains.
+
+    The same arguments give the same tasks.
+
+    Args:
+        name: Of a family (``addition``) or a chain (``largest-addition``).
+        count: How many.
+        split: Items of which split.
+        wording: Phrasings to ask in.
+        seed: Chooses the items; the split does not depend on it.
+
+    Raises:
+        TaskError: If there is no such family, or it has too few items.
+    """
+    source = FAMILIES.get(name) or CHAINS.get(name)
+    if source is None:
+        known = ", ".join([*FAMILIES, *CHAINS])
+        raise TaskError(f"no family is called {name!r}; there are: {known}")
+    random = Random(f"{name} {split} {wording} {seed}")  # noqa: S311
+    ask = _ask_chain if isinstance(source, Chain) else _ask
+    found: dict[str, Task] = {}
+    misses = 0
+    while len(found) < count:
+        made = ask(source, wording, random)  # type: ignore[arg-type]  # chosen by the type above
+        if made.split is split and made.id not in found:
+            found[made.id] = made
+            misses = 0
+        elif (misses := misses + 1) > _PATIENCE:
+            message = f"{name} has no more than {len(found)} tasks in {split}, {wording} wording"
+            raise TaskError(f"{message}; ask for fewer")
+    return list(found.values())
+
+
+_PATIENCE = 20_000
+"""Draws without a new task after which a family counts as exhausted."""
+
+
+def _ask(family: Family, wording: Wording, random: Random) -> Task:
+    item = family.draw(random)
+    phrasing, held_out = _phrasing(family, wording, random)
+    return task(
+        family.name,
+        phrasing.format(**item.fields),
+        item.grader,
+        answer=item.answer,
+        split=split_of(family.dealt_as or family.name, item.key),
+        held_out_wording=held_out,
+        reserved=family.reserved,
+    )
+
+
+def _ask_chain(chain: Chain, wording: Wording, random: Random) -> Task:
+    items = chain.draw(random)
+    phrasing, held_out = _phrasing(chain, wording, random)
+    fields = {**items[0].fields, **items[1].fields}
+    parts = tuple(
+        Part(family, random.choice(asks).format(**fields), item.answer)
+        for family, asks, item in zip(chain.parts, chain.asks, items, strict=True)
+    )
+    return task(
+        chain.name,
+        phrasing.format(**fields),
+        items[1].grader,
+        answer=items[1].answer,
+        split=_chain_split(chain, items),
+        held_out_wording=held_out,
+        reserved=chain.reserved,
+        parts=parts,
+    )
+
+
+def _chain_split(chain: Chain, items: tuple[Item, Item]) -> Split:
+    """The first part's split, so that no part of a test chain was trained on by itself."""
+    family = FAMILIES[chain.parts[0]]
+    return split_of(family.dealt_as or family.name, items[0].key)
+
+
+def _phrasing(source: Family | Chain, wording: Wording, random: Random) -> tuple[str, bool]:
+    both = {"trained": source.phrasings, "held-out": source.held_out}
+    chosen = both.get(wording, (*source.phrasings, *source.held_out))
+    phrasing = random.choice(chosen)
+    return phrasing, phrasing in source.held_out
+
+
+# --- other sources --------------------------------------------------------------------------------
+
+
+def gym(
+    name: str, count: int, *, split: Split = Split.TRAIN, seed: int = 0, **settings: Any
+) -> list[Task]:
+    """Generate tasks of a reasoning-gym family, with its own scorer.
+
+    Args:
+        name: Of the family in reasoning-gym.
+        count: How many different ones.
+        split: Of which split, by the question's content.
+        seed: Of the generator.
+        settings: Of the generator.
+
+    Raises:
+        TaskError: If there is no such family, or it repeats itself too soon.
+        GraderError: If reasoning-gym is not installed.
+    """
+    try:
+        import reasoning_gym
+        from reasoning_gym.factory import DATASETS
+    except ImportError as error:
+        raise GraderError("reasoning-gym is missing: pip install 'conductor-lm[train]'") from error
+    if name not in DATASETS:
+        raise TaskError(
+            f"reasoning-gym has no family {name!r}; it has: {', '.join(sorted(DATASETS))}"
+        )
+    family = f"gym:{name}"
+    found: dict[str, Task] = {}
+    size = 8 * count + 64
+    for entry in reasoning_gym.create_dataset(name, size=size, seed=seed, **settings):
+        of = split_of(family, plain(entry["question"]))
+        if of is split:
+            told = json.dumps(entry, default=str, sort_keys=True)
+            made = task(
+                family, entry["question"], Gym(name, told), answer=entry["answer"], split=of
+            )
+            found.setdefault(made.id, made)
+        if len(found) == count:
+            return list(found.values())
+    raise TaskError(f"{name}: {len(found)} different tasks in {split} among {size}; ask for fewer")
+
+
+def read_jsonl(path: str | Path) -> list[Task]:
+    """Read tasks, one JSON object a line.
+
+    A line is what :func:`write_jsonl` writes, or short: ``question``, ``answer``, and optionally
+    ``family`` and ``grader`` (``exact``, the default, ``number`` or ``maths``). Short lines are
+    dealt to splits by their question.
+
+    Raises:
+        TaskError: If the file can't be read, or a line is no task; it says which.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise TaskError(f"{path}: {error}") from error
+    found = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            if not isinstance(row, dict):
+                raise ValueError("no object")
+            made = _TASK.validate_python(row) if "id" in row else _short(row, Path(path).stem)
+        except (ValueError, TypeError, ValidationError) as error:
+            raise TaskError(f"{path}:{number}: not a task: {error}") from error
+        found.append(made)
+    return found
+
+
+def write_jsonl(tasks: Iterable[Task], path: str | Path) -> None:
+    """Write tasks, one JSON object a line; :func:`read_jsonl` gives them back."""
+    lines = (_TASK.dump_json(each).decode() + "\n" for each in tasks)
+    Path(path).write_text("".join(lines), encoding="utf-8")
+
+
+_SIMPLE: Mapping[str, Callable[[str], Grader]] = {
+    "exact": lambda answer: Exact((answer,)),
+    "number": Number,
+    "maths": Maths,
+}
+
+
+def _short(row: Mapping[str, Any], source: str) -> Task:
+    for name in ("question", "answer"):
+        if not isinstance(row.get(name), str) or not row[name].strip():
+            raise ValueError(f"{name} is missing or no text")
+    if unknown := sorted(row.keys() - {"question", "answer", "family", "grader"}):
+        raise ValueError(f"unknown: {', '.join(unknown)}")
+    grader = row.get("grader", "exact")
+    if grader not in _SIMPLE:
+        raise ValueError(f"no grader {grader!r}; there are: {', '.join(_SIMPLE)}")
+    family = str(row.get("family", source))
+    split = split_of(family, plain(row["question"]))
+    return task(
+        family, row["question"], _SIMPLE[grader](row["answer"]), answer=row["answer"], split=split
+    )
+
+
+def hub(
+    name: str,
+    count: int,
+    *,
+    question: str = "question",
+    answer: str = "answer",
+    grader: Literal["exact", "number", "maths"] = "exact",
+    of: str = "train",
+    config: str | None = None,
+    split: Split = Split.TRAIN,
+) -> list[Task]:
+    """Take tasks from a Hugging Face dataset, or from a folder or file of its forms.
+
+    Rows are streamed: only what is looked at is downloaded.
+
+    Args:
+        name: On the hub, such as ``openai/gsm8k``, or a local folder.
+        count: How many of the split wanted, or fewer if it has no more.
+        question: Column of the question.
+        answer: Column of the answer; of GSM8K's form ``... #### 42``, what follows the last mark.
+        grader: How answers are compared.
+        of: The dataset's own split to read from.
+        config: The dataset's configuration, if it has several.
+        split: Of ours, by the question's content.
+
+    Raises:
+        TaskError: If the dataset can't be had, or has no such column.
+    """
+    try:
+        import datasets
+    except ImportError as error:
+        raise TaskError("datasets is missing: pip install 'conductor-lm[train]'") from error
+    try:
+        rows: Iterator[Mapping[str, Any]] = iter(
+            datasets.load_dataset(name, config, split=of, streaming=True)
+        )
+        found: dict[str, Task] = {}
+        for row in rows:
+            if missing := [column for column in (question, answer) if column not in row]:
+                raise TaskError(f"{name} has no column {missing[0]!r}; it has: {', '.join(row)}")
+            asked, right = str(row[question]), str(row[answer]).rpartition("####")[2].strip()
+            if split_of(name, plain(asked)) is split:
+                made = task(name, asked, _SIMPLE[grader](right), answer=right, split=split)
+                found.setdefault(made.id, made)
+            if len(found) == count:
+                break
+    except TaskError:
+        raise
+    except Exception as error:  # network, authorisation, format: datasets has no common type
+        raise TaskError(f"{name}: {type(error).__name__}: {error}") from error
+    return list(found.values())
+
+
+# --- keeping sets apart ---------------------------------------------------------------------------
+
+_WINDOW = 13
+"""Words in a row that two questions share only if one is copied from the other; GPT-3's choice."""
+
+
+def plain(question: str) -> str:
+    """Reduce a question to its words and numbers, so that layout and case make no difference."""
+    return " ".join(re.findall(r"\w+", question.casefold()))
+
+
+def without(tasks: Iterable[Task], evaluation: Iterable[Task]) -> list[Task]:
+    """Leave out what is asked, or quoted at length, in an evaluation set; and repetitions.
+
+    Two questions are the same if their words are, or if 13 words in a row are.
+    """
+    seen: set[str] = set()
+    windows: set[str] = set()
+    for each in evaluation:
+        words = plain(each.question)
+        seen.add(words)
+        windows |= _windows(words)
+    kept = []
+    for each in tasks:
+        words = plain(each.question)
+        if words not in seen and not (_windows(words) & windows):
+            kept.append(each)
+        seen.add(words)
+    return kept
+
+
+def _windows(words: str) -> set[str]:
+    each = words.split()
+    return {" ".join(each[at : at + _WINDOW]) for at in range(len(each) - _WINDOW + 1)}
+
+
+_TASK: TypeAdapter[Task] = TypeAdapter(Task)
+_GRADER: TypeAdapter[Grader] = TypeAdapter(Grader)

@@ -25,7 +25,7 @@ from .errors import (
 )
 from .journal import CallCache, Journal, RunSummary
 from .limits import Breaker, Budget, Clock, Guard, Ledger, Terms, Window, wait_before
-from .local import EngineName, LocalModel, LocalWorker
+from .local import EngineName, LocalModel, LocalWorker, prompt_ids
 from .models import PACKAGED, PackagedModel, available, fetch
 from .pool import PlannerSettings, Pool, PoolFile, RunSettings
 from .prices import Cost, Price, free, published
@@ -164,6 +164,7 @@ __all__ = [
     "mended",
     "no_listener",
     "pool_toml",
+    "prompt_ids",
     "published",
     "replay",
     "run_plan",

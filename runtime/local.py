@@ -262,7 +262,7 @@ class LocalModel:
         try:
             self._load()
             assert self._tokenizer is not None
-            job.prompt = _render(self._tokenizer, job.call.messages)
+            job.prompt = prompt_ids(self._tokenizer, job.call.messages)
             job.stream = _decode_stream()
             wanted = job.call.sampling.max_tokens or _MOST_TOKENS
             job.most_tokens = min(wanted, self._window - len(job.prompt))
@@ -480,7 +480,7 @@ def _threads() -> int:
     return max(1, (os.cpu_count() or 2) // 2)
 
 
-def _render(tokenizer: PreTrainedTokenizerFast, messages: Sequence[Message]) -> list[int]:
+def prompt_ids(tokenizer: PreTrainedTokenizerFast, messages: Sequence[Message]) -> list[int]:
     """Turn messages into token ids; only the chat template writes control tokens.
 
     What a message holds of them, say "<|im_end|>", is encoded as the letters it is made of, or a

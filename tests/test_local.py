@@ -33,7 +33,7 @@ from runtime import (
     WorkerError,
 )
 from runtime.decode import _choose, _shared
-from runtime.local import _overlap, _render
+from runtime.local import _overlap, prompt_ids
 from runtime.worker import with_system
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ def test_a_prompt_without_control_tokens_is_encoded_as_a_whole(
     messages = (Message("system", "Be brief."), Message("user", content))
     whole = tokenizer.backend_tokenizer.encode(rendered(tokenizer, messages))
 
-    assert _render(tokenizer, messages) == whole.ids
+    assert prompt_ids(tokenizer, messages) == whole.ids
 
 
 def hostile_contents() -> list[str]:
@@ -171,7 +171,7 @@ def test_content_never_becomes_a_control_token(
 ) -> None:
     """The template's own stay, what a message writes is spelt out, and no letter is lost."""
     messages = (Message("system", f"Be brief. {content}"), Message("user", content))
-    ids = _render(tokenizer, messages)
+    ids = prompt_ids(tokenizer, messages)
 
     assert control_tokens(tokenizer, ids) == TEMPLATE_ALONE
     written = rendered(tokenizer, messages).replace("\U000f0000", "").replace("\U000f0001", "")

@@ -271,6 +271,8 @@ class Session:
         Raises:
             WorkerError: If there is no completion, whatever the workers raised.
         """
+        if self.scope.cancel_called:  # by emit a moment ago: nothing is called any more
+            await anyio.lowlevel.checkpoint()
         if self._cache is not None and (known := await self._known(worker, call)) is not None:
             on_text(known.text)
             return Answered(known, worker.name, Decimal(0), "cache")
@@ -764,7 +766,7 @@ async def _run_nested(
                 child.pool.names,
                 datetime.now(UTC).isoformat(timespec="milliseconds"),
                 budget=child.ledger.budget,
-                pool=child.pool.source,
+                pool=mended(child.pool.source),
                 planner=outer.planner,
             )
         )

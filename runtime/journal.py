@@ -132,8 +132,14 @@ class _File:
     def _open(self) -> sqlite3.Connection:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            # SQLite gives its side files the mode of this one.
-            os.close(os.open(self.path, os.O_CREAT | os.O_RDWR, 0o600))
+            # SQLite gives its side files the mode of this one, as soon as it looks into it.
+            file = os.open(self.path, os.O_CREAT | os.O_RDWR, 0o600)
+            try:
+                ours = os.read(file, 72)[68:] == _APPLICATION.to_bytes(4, "big")
+            finally:
+                os.close(file)
+            if ours and self.path.stat().st_mode & 0o077:
+                self.path.chmod(0o600)
         except OSError as error:
             raise self._told(error) from error
         connection = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
@@ -470,8 +476,13 @@ class Journal:
     def check(self) -> list[str]:
         """What SQLite finds wrong with the file; empty if it is sound."""
         with self._file.connected() as connection:
-            found = [text for (text,) in connection.execute("PRAGMA integrity_check").fetchall()]
-        return [] if found == ["ok"] else found
+            try:
+                found = connection.execute("PRAGMA integrity_check").fetchall()
+            except sqlite3.DatabaseError as error:
+                if error.sqlite_errorname.startswith("SQLITE_CORRUPT"):  # it may not get through
+                    return [str(error)]
+                raise
+        return [text for (text,) in found if text != "ok"]
 
     def close(self) -> None:
         """Close the file; it opens again at the next use."""

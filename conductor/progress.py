@@ -352,7 +352,7 @@ class Watch:
             told = f"step {nearest.index} ({nearest.worker}) came nearest to one"
             remark(f"{told}: {where}")
         elif self._journal is not None:
-            remark(f"conductor show {short(run.id)}")
+            remark(f"what happened: conductor show {short(run.id)}")
         raise typer.Exit(FAILED)
 
     def _footer(self, run: Run) -> list[str]:
@@ -391,5 +391,5 @@ def _print_framed(title: str, text: str) -> None:
     console = Console(stderr=True)
     console.rule(Text(visible(title)), style="dim")
     sys.stderr.flush()
-    say(visible(text, "\n\t"), flush=True)
+    say(visible(text, "\n\t"))
     console.rule(style="dim")

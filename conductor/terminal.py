@@ -54,9 +54,9 @@ def located(file: Path) -> Iterator[None]:
         raise typer.Exit(WRONG) from error
 
 
-def say(text: str, end: str = "\n", *, flush: bool = False) -> None:
-    """What was asked for."""
-    print(text, end=end, flush=flush)
+def say(text: str, end: str = "\n") -> None:
+    """What was asked for; at once, so that it keeps its place among the remarks."""
+    print(text, end=end, flush=True)
 
 
 def print_json(value: object) -> None:

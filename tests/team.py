@@ -4,12 +4,14 @@ Each name is a model; it speaks just enough of ``/chat/completions`` that Endpoi
 against real servers' ways in ``tests/test_endpoint.py``, gets its completion.
 """
 
+# ruff: noqa: T201
+
 from __future__ import annotations
 
 import json
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -139,3 +141,16 @@ def team() -> Iterator[Team]:
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+def main() -> None:
+    """Serve until interrupted, for ``conductor`` in this folder."""
+    with team() as models:
+        file = models.write_pool(Path()).rename("conductor.toml")
+        print(f"wrote {file}; serving at {models.url} until Ctrl-C")
+        with suppress(KeyboardInterrupt):
+            threading.Event().wait()
+
+
+if __name__ == "__main__":
+    main()

@@ -45,9 +45,9 @@ def test_an_example_tells_how_to_run_it_and_needs_conductor_alone(path: Path) ->
 
 
 def test_they_are_numbered_without_gaps() -> None:
-    numbers = [int(path.name.split("_")[0]) for path in EXAMPLES]
+    numbers = [int(path.name.split("_")[0]) for path in sorted(FOLDER.glob("[0-9]*"))]
 
-    assert numbers == list(range(1, len(EXAMPLES) + 1))
+    assert numbers == list(range(1, len(numbers) + 1))
 
 
 def test_a_first_run(capsys: pytest.CaptureFixture[str]) -> None:
@@ -125,3 +125,17 @@ def test_render_topologies(
         assert b"flowchart" in made[".mmd"]
     assert "failed" not in (tmp_path / "made" / "plan.mmd").read_text(encoding="utf-8")
     assert "failed" in (tmp_path / "made" / "run.mmd").read_text(encoding="utf-8")
+
+
+def test_runs_on_record(capsys: pytest.CaptureFixture[str]) -> None:
+    assert output("08_runs_on_record.py", capsys).splitlines() == [
+        "stopped: step 2 (cook): the run's budget of 3 calls is used up; raise calls",
+        "so far:  More salt.",
+        "then:    More salt.",
+        "step 0, book",
+        "step 1, cook (baker: the baker is busy)",
+        "step 2, cook",
+        "heard:   Some salt.",
+        "done: What does the soup lack? replayed alike: True",
+        "done: How do I bake bread? replayed alike: True",
+    ]

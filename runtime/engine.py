@@ -271,8 +271,6 @@ class Session:
         Raises:
             WorkerError: If there is no completion, whatever the workers raised.
         """
-        if self.scope.cancel_called:  # by emit a moment ago: nothing is called any more
-            await anyio.lowlevel.checkpoint()
         if self._cache is not None and (known := await self._known(worker, call)) is not None:
             on_text(known.text)
             return Answered(known, worker.name, Decimal(0), "cache")
@@ -367,6 +365,8 @@ class Session:
         started: float,
     ) -> Answered | Attempt | Failure:
         """Make one call and enter it in the ledger; a Failure if it was not made after all."""
+        if self.scope.cancel_called:  # by emit a moment ago: nothing is called any more
+            await anyio.lowlevel.checkpoint()
         over = self.ledger.refusal()
         if over is not None:
             raise WorkerError(over.kind, over.message)

@@ -18,7 +18,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import cache
@@ -131,15 +131,7 @@ class _File:
 
     def _open(self) -> sqlite3.Connection:
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            # SQLite gives its side files the mode of this one, as soon as it looks into it.
-            file = os.open(self.path, os.O_CREAT | os.O_RDWR, 0o600)
-            try:
-                ours = os.read(file, 72)[68:] == _APPLICATION.to_bytes(4, "big")
-            finally:
-                os.close(file)
-            if ours and self.path.stat().st_mode & 0o077:
-                self.path.chmod(0o600)
+            self._make_private()
         except OSError as error:
             raise self._told(error) from error
         connection = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
@@ -151,15 +143,37 @@ class _File:
         self._connection = connection
         return connection
 
+    def _make_private(self) -> None:
+        """Make the file, if it is not there, and let nobody else read it.
+
+        SQLite gives its side files the mode of this one, so it comes first. A file that is there is
+        opened by SQLite alone: closing it would give up all locks that this process has on it.
+        """
+        self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with suppress(FileExistsError):
+            os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+        mode = self.path.stat().st_mode
+        if not os.access(self.path, os.R_OK | os.W_OK):
+            reason = "its mode or its disk forbids to write it"
+            raise OSError(errno.EACCES, reason)
+        if mode & 0o077 and self._is_ours_at_first_sight():
+            self.path.chmod(0o600)
+
+    def _is_ours_at_first_sight(self) -> bool:
+        if self.path.stat().st_size == 0:
+            return True
+        address = f"{self.path.resolve().as_uri()}?mode=ro&immutable=1"  # makes no side files
+        with closing(sqlite3.connect(address, uri=True)) as connection:
+            try:
+                found = connection.execute("PRAGMA application_id").fetchone()
+            except sqlite3.DatabaseError:
+                return False
+        return bool(found == (_APPLICATION,))
+
     def _prepare(self, connection: sqlite3.Connection) -> None:
         connection.execute(f"PRAGMA busy_timeout = {_BUSY_MS}")
         with _transaction(connection, "DEFERRED"):
             new = self._is_new(connection)  # before a byte is changed: it may be another's
-        if self.path.stat().st_mode & 0o077:
-            try:
-                self.path.chmod(0o600)
-            except OSError as error:
-                raise self._told(error) from error
         if new:
             with _transaction(connection):
                 if self._is_new(connection):  # and no other process was faster

@@ -489,6 +489,64 @@ async def test_a_writer_waits_for_another_one(journal: Journal) -> None:
     assert journal.run(run.id) == run
 
 
+OTHER = """
+import sys
+from runtime import Journal
+with Journal(sys.argv[1]) as journal:
+    print(len(journal.runs()))
+"""
+
+
+async def test_another_process_that_leaves_takes_nothing_along(path: Path) -> None:
+    """Journals of one file in one process: the second does not give up the locks of the first.
+
+    Else a process that opens and closes the file would take itself for the last one, and remove
+    the side file that the first still writes to.
+    """
+
+    def other() -> str:
+        command = [sys.executable, "-c", OTHER, str(path)]
+        return subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
+
+    with Journal(path) as first:
+        await run_plan(TWO, "1", pool_of("a", "b"), emit=first.before(no_listener))
+        with Journal(path) as second, CallCache(path) as cache:
+            assert len(second.runs()) == 1
+            assert cache.get(FunctionWorker("a", say()), Call(())) is None
+            path.chmod(0o640)
+            with Journal(path) as third:
+                third.runs()
+            assert other() == "1\n"
+            await run_plan(TWO, "2", pool_of("a", "b"), emit=first.before(no_listener))
+            assert other() == "2\n"
+        assert other() == "2\n"
+
+
+async def test_nobody_stands_in_once_a_listener_has_failed(journal: Journal) -> None:
+    """What the journal could not keep is no reason for a call, be it of a fallback."""
+    called: list[str] = []
+
+    def worker(name: str) -> FunctionWorker:
+        async def fail(messages: Sequence[Message]) -> str:
+            called.append(name)
+            raise WorkerError(FailureKind.OVERLOADED, "no")
+
+        return FunctionWorker(name, fail)
+
+    pool = Pool([worker("a"), worker("b")], terms=Terms(retries=0))
+    with pytest.raises(Killed):
+        await run_plan(
+            chain(["x"], ["a"]),
+            "q",
+            pool,
+            fallback=["b"],
+            emit=journal.before(dies_after(3)),
+        )
+
+    assert [event.kind for event in journal.events("last")][-1] == "call_retried"
+    assert called == ["a"]
+
+
 # -- bad files -----------------------------------------------------------------------------------
 
 
@@ -569,7 +627,7 @@ async def test_a_damaged_event_is_told(journal: Journal) -> None:
 async def test_what_no_file_can_be_made_of_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for path, told in (
-        (tmp_path, "Is a directory; name a file that can be written"),
+        (tmp_path, "unable to open database file; name a file that can be written"),
         (tmp_path / "file" / "runs.db", r"(Not a directory|File exists); name a file"),
     ):
         await refused(path, told)
@@ -673,7 +731,7 @@ async def test_a_read_only_disk_is_told(disk: SmallDisk) -> None:
     before = path.read_bytes()
     disk.make_read_only()
 
-    await refused(path, "Read-only file system; name a file that can be written, or go without")
+    await refused(path, "its disk forbids to write it; name a file that can be written, or go")
     await refused(disk.folder / "new.db", "Read-only file system; name a file")
 
     assert path.read_bytes() == before
@@ -685,7 +743,7 @@ async def test_a_read_only_disk_is_told(disk: SmallDisk) -> None:
 @pytest.mark.skipif(os.getuid() == 0, reason="nothing is forbidden to root")
 async def test_a_file_of_somebody_else_is_told(path: Path) -> None:
     path.touch(mode=0o400)
-    await refused(path, "Permission denied; name a file that can be written")
+    await refused(path, "its mode or its disk forbids to write it; name a file that can be")
 
 
 LIMITED = """

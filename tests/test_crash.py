@@ -44,6 +44,8 @@ def test_the_tool_notices_what_it_looks_for(played: Pass) -> None:
     assert [*played.examined(Verdict())] == [
         f"pass 1, kill 0: call {calls[0]} was on record and was made again"
     ]
+    played.path.with_suffix(".heard").write_text("early\n")
+    assert any("early was told, but is not" in told for told in played.examined(Verdict()))
     played.recorded.add("another")
     assert any("is lost" in told for told in played.examined(Verdict()))
     name = SCENES[0].name

@@ -28,6 +28,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -192,17 +193,23 @@ class Deadly(Journal):
 
 
 async def play(path: Path, port: int, number: int, kind: str, count: int) -> None:
-    """Go on with what was stopped, begin what was not begun."""
+    """Go on with what was stopped, begin what was not begun; write down what is heard of."""
     journal = Deadly(path, kind, count)
+
+    def heard(event: Event) -> None:
+        if calls := finished_calls([event]):
+            with path.with_suffix(".heard").open("a") as file:
+                file.write("\n".join(calls) + "\n")
+
     team = team_of(asks(port), journal)
     known = {each.query: each for each in journal.runs()}
     async with team, anyio.create_task_group() as group:
         for scene in SCENES:
             run = known.get(scene.query(number))
             if run is None:
-                group.start_soon(scene.play, team, number, lambda event: None)
+                group.start_soon(scene.play, team, number, heard)
             elif run.state is RunState.RUNNING:
-                group.start_soon(team.aresume, run.id)
+                group.start_soon(partial(team.aresume, run.id, on_event=heard))
 
 
 # -- the driver ---------------------------------------------------------------------------------
@@ -311,9 +318,16 @@ class Pass:
                 yield f"{where}: call {call} was on record and was made again"
         for call in recorded - answered.keys():
             yield f"{where}: call {call} is on record and was never answered"
+        for call in self._heard() - recorded:
+            yield f"{where}: the end of call {call} was told, but is not on record"
         verdict.in_flight += len(answered.keys() - recorded)
         self.recorded |= recorded
         self._answered = answered
+
+    def _heard(self) -> set[str]:
+        """The calls of whose end a listener was told."""
+        told = self.path.with_suffix(".heard")
+        return set(told.read_text().split()) if told.exists() else set()
 
     def _on_record(self, journal: Journal) -> set[str]:
         runs = journal.runs()

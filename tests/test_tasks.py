@@ -129,6 +129,7 @@ def test_a_family_that_has_too_few_says_how_many() -> None:
 
 
 def test_reasoning_gym_is_a_source() -> None:
+    pytest.importorskip("reasoning_gym")
     tasks = gym("chain_sum", 12, min_terms=2, max_terms=2, min_digits=1, max_digits=2)
     test = gym("chain_sum", 12, split=Split.TEST, min_terms=2, max_terms=2, min_digits=1)
 

@@ -16,8 +16,8 @@ It departs from common recipes in three points, all for a CPU, where arithmetic 
 1. A batch is one row: the tokens that all prompts begin with once, then item after item, each
    seeing the beginning and itself. So nothing is padded and the chat template is read once.
 2. The vocabulary's logits are computed where an answer token is predicted and nowhere else.
-3. Small batches at a high rate: 80 updates of 8 at 2e-3 taught two-digit sums to 92 % where 40
-   updates of 16 at 1e-3, as costly, taught 54 %.
+3. Small batches at a high rate: 80 updates of 8 at 2e-3 on all layers taught two-digit sums to 92 %
+   (n = 48), where 40 updates of 16 at 1e-3 on the upper half taught 54 %.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ from runtime import (
     run_plan,
     step_messages,
 )
-from runtime.local import _render
+from runtime.local import prompt_ids
 from runtime.worker import mended
 from tests import injections
 
@@ -385,7 +385,7 @@ def test_no_injection_becomes_a_control_token(tokenizer: PreTrainedTokenizerFast
 
     def control(text: str) -> list[str]:
         messages = step_messages(READER, 1, QUERY, {0: mended(text)})
-        return control_tokens(tokenizer, _render(tokenizer, messages))
+        return control_tokens(tokenizer, prompt_ids(tokenizer, messages))
 
     template = control("")
     assert template
@@ -416,7 +416,7 @@ async def test_whatever_a_real_model_makes_of_it_the_run_stays_the_same(
     assert told.state is RunState.DONE
     for text, (theatre, run) in runs.items():
         model = run.steps[1]
-        ids = _render(tokenizer, model.messages)
+        ids = prompt_ids(tokenizer, model.messages)
         assert model.usage is not None and model.usage.input_tokens == len(ids), text
         assert read(model.messages[-1].content)[1] == {"reply 0": mended(text)}, text
 

@@ -29,19 +29,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from .errors import JournalError
 from .run import (
+    PASSING,
     Emit,
     Event,
     NestedEvent,
-    PlanDelta,
-    PlanStarted,
     Record,
     Run,
     RunFinished,
     RunResumed,
     RunStarted,
     RunState,
-    StepDelta,
-    StepStarted,
 )
 from .worker import Call, Completion, Worker
 
@@ -565,7 +562,6 @@ def _totals(run: Run) -> tuple[float, int, str, int, str, str | None, str | None
 
 
 _INSERT = "INSERT INTO event VALUES (?, ?, ?)"
-_LEFT_OUT = frozenset({StepDelta, PlanDelta, StepStarted, PlanStarted})
 
 
 class _Writer:
@@ -587,7 +583,7 @@ class _Writer:
         while isinstance(inner, NestedEvent):
             inner = inner.event
         try:
-            if type(inner) not in _LEFT_OUT:
+            if type(inner) not in PASSING:
                 self._keep(event)
             self._then(event)
         except BaseException:  # nothing more will come, so another may go on with the run

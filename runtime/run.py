@@ -745,7 +745,7 @@ def _latest(rounds: Sequence[_OpenRound]) -> str | None:
     return next((answer for answer in answers if answer is not None), None)
 
 
-_PASSING = frozenset({StepDelta, PlanDelta, StepStarted, PlanStarted})
+PASSING = frozenset({StepDelta, PlanDelta, StepStarted, PlanStarted})
 """What they announce arrives whole with a later event."""
 
 
@@ -769,7 +769,7 @@ class Record:
         if isinstance(event, RunStarted) is not (self._start is None):
             raise ValueError(f"{event.kind} is out of order: a run begins with one run_started")
         self._seconds = event.at
-        if type(event) in _PASSING:
+        if type(event) in PASSING:
             return
         match event:
             case StepFinished():

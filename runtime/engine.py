@@ -713,7 +713,7 @@ async def _run_step(
 
     try:
         if isinstance(worker, ConductorWorker):
-            return await _run_nested(session, step, messages[-1].content, failed, started)
+            return await _run_nested(session, step, messages[-1].content, failed)
         answered = await session.call(worker, Call(messages), on_text, on_lost, step.index)
     except WorkerError as error:
         return failed(error.failure)
@@ -747,7 +747,6 @@ async def _run_nested(
     step: Step,
     query: str,
     failed: Callable[[Failure], StepResult],
-    started: float,
 ) -> StepResult:
     """Let the Conductor itself do a step: a run inside the run."""
     child = session.inside(step.index, query)
@@ -773,7 +772,7 @@ async def _run_nested(
     else:
         child.emit(RunResumed(child.now(), child.ledger.budget))
     failure = await _conduct(child, child.decide_nested, 1, {})
-    answer = child.record.run.answer
+    answer = child.record.answer
     if answer is None:
         assert failure is not None
         return failed(failure)

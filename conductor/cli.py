@@ -24,7 +24,7 @@ from rich.text import Text
 
 from grammar import PlanError, visible
 
-from . import records
+from . import records, teach
 from .options import (
     Best,
     Calls,
@@ -82,8 +82,11 @@ app = typer.Typer(
 )
 models = typer.Typer(help="The small models that need no server.", no_args_is_help=True)
 app.add_typer(models, name="models")
-for _command in records.COMMANDS:
+for _command in (*records.COMMANDS, *teach.COMMANDS):
     app.command()(_command)
+for _name, _group in teach.GROUPS.items():
+    if _group.registered_commands:
+        app.add_typer(_group, name=_name)
 
 _SIGNS = {"+": "green", "-": "red", "~": "yellow"}
 

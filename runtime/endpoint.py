@@ -38,8 +38,10 @@ from .worker import (
     Completion,
     FinishReason,
     Health,
+    Message,
     OnText,
     Sampling,
+    ToolCall,
     Usage,
     identity_of,
     ignore,
@@ -333,13 +335,13 @@ class Endpoint:
             self._token_limit_field: sampling.max_tokens,
             "seed": sampling.seed,
             "stop": list(sampling.stop) or None,
+            "tools": [each.declaration for each in call.tools] or None,
+            "tool_choice": call.tool_choice,
+            "parallel_tool_calls": call.parallel_tool_calls,
         }
         return {
             "model": self.model,
-            "messages": [
-                {"role": each.role, "content": each.content}
-                for each in with_system(self._system, call.messages)
-            ],
+            "messages": list(map(_message, with_system(self._system, call.messages))),
             **{field: value for field, value in chosen.items() if value is not None},
             **self._extra,
             "stream": True,
@@ -661,6 +663,135 @@ class _Events:
                     self._data.append(value.removeprefix(b" "))
 
 
+# -- messages ---------------------------------------------------------------------------------
+
+
+def _message(message: Message) -> dict[str, Any]:
+    """As the server reads it."""
+    told: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.tool_calls:
+        told["content"] = message.content or None  # as servers write such a turn themselves
+        told["tool_calls"] = list(map(_tool_call, message.tool_calls))
+    if message.tool_call_id:
+        told["tool_call_id"] = message.tool_call_id
+    return told
+
+
+def _tool_call(call: ToolCall) -> dict[str, Any]:
+    text = "input" if call.type == "custom" else "arguments"
+    told = {"id": call.id, "type": call.type, call.type: {"name": call.name, text: call.arguments}}
+    return {**(json.loads(call.extra) if call.extra else {}), **told}
+
+
+@dataclass(slots=True)
+class _OpenCall:
+    """A tool call under way."""
+
+    id: str = ""
+    name: str = ""
+    type: str = ""
+    pieces: list[str] = field(default_factory=list)
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def arguments(self) -> str:
+        return "".join(self.pieces)
+
+    @property
+    def whole(self) -> bool:
+        """Whether there is nothing to come."""
+        return self.type == "custom" or _is_object(self.arguments or "{}")
+
+    def take(self, piece: dict[str, Any]) -> None:
+        """Take in more of it."""
+        if isinstance(kind := piece.get("type"), str) and kind:
+            self.type = kind
+        if isinstance(given := piece.get("id"), str):
+            self.id = self.id or given
+        told = _called(piece)
+        name = told.get("name")
+        # Some servers repeat the whole name in every piece, none sends it after the arguments.
+        if isinstance(name, str) and name != self.name and not self.pieces:
+            self.name += name
+        written = told.get("arguments", told.get("input"))
+        if isinstance(written, dict):  # instead of their text
+            written = json.dumps(written, ensure_ascii=False)
+        if isinstance(written, str) and written:
+            self.pieces.append(written)
+        more = {key: each for key, each in piece.items() if key not in _OWN_FIELDS}
+        self.extra.update((key, each) for key, each in more.items() if each is not None)
+
+    def call(self) -> ToolCall:
+        kind = "custom" if self.type == "custom" else "function"
+        arguments = self.arguments or ("" if kind == "custom" else "{}")
+        extra = json.dumps(self.extra) if self.extra else ""
+        return ToolCall(self.id, self.name, arguments, kind, extra)
+
+
+_OWN_FIELDS = frozenset({"index", "id", "type", "function", "custom", "name", "arguments"})
+
+
+def _called(piece: dict[str, Any]) -> dict[str, Any]:
+    """Name and arguments in a piece of a tool call, wherever the server puts them."""
+    inner = piece.get("function") or piece.get("custom")
+    return inner if isinstance(inner, dict) else piece
+
+
+def _is_object(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+class _OpenCalls:
+    """The tool calls of an answer under way, in order of their first pieces.
+
+    Pieces belong together by their index. What servers do besides: no index at all; index 0 for
+    several calls, told apart by their ids only, or by nothing but a new name after whole arguments;
+    no ids; the same id in every piece; arguments as an object; the older field ``function_call``.
+    """
+
+    def __init__(self) -> None:
+        self._calls: list[_OpenCall] = []
+        self._by_index: dict[int, _OpenCall] = {}
+
+    def take(self, part: Any) -> None:
+        """Take in a delta or message."""
+        if not isinstance(part, dict):
+            return
+        pieces = part.get("tool_calls")
+        if not pieces and isinstance(older := part.get("function_call"), dict):
+            pieces = [older]
+        whole = len(pieces) > 1 if isinstance(pieces, list) else False
+        for at, piece in enumerate(pieces if isinstance(pieces, list) else ()):
+            if isinstance(piece, dict):
+                index = piece.get("index")
+                self._of(index if type(index) is int else (at if whole else 0), piece).take(piece)
+
+    def _of(self, index: int, piece: dict[str, Any]) -> _OpenCall:
+        call = self._by_index.get(index)
+        if call is None or _begins_another(call, piece):
+            call = self._by_index[index] = _OpenCall()
+            self._calls.append(call)
+        return call
+
+    def calls(self) -> tuple[ToolCall, ...]:
+        return tuple(each.call() for each in self._calls)
+
+    @property
+    def broken(self) -> bool:
+        """Whether arguments are cut off."""
+        return any(not each.whole for each in self._calls)
+
+
+def _begins_another(call: _OpenCall, piece: dict[str, Any]) -> bool:
+    given = piece.get("id")
+    if given and call.id:
+        return bool(given != call.id)
+    return bool(_called(piece).get("name")) and bool(call.pieces) and call.whole
+
+
 # -- answers ----------------------------------------------------------------------------------
 
 
@@ -671,6 +802,7 @@ class _Answer:
     endpoint: Endpoint
     on_text: OnText
     pieces: list[str] = field(default_factory=list)
+    calls: _OpenCalls = field(default_factory=_OpenCalls)
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
     model: str = ""
@@ -688,7 +820,22 @@ class _Answer:
             raise self.endpoint._error(FailureKind.BAD_RESPONSE, what, "try again")
         reason = self.finish_reason or FinishReason.STOP
         model = self.endpoint._clean(self.model)
-        return Completion("".join(self.pieces), reason, self.usage, model)
+        calls = self.calls.calls()
+        if calls:
+            self._check(calls, reason)
+            if reason is not FinishReason.CONTENT_FILTER:  # some servers say "stop"
+                reason = FinishReason.TOOL_CALLS
+        elif reason is FinishReason.TOOL_CALLS:  # it says so, and calls none
+            reason = FinishReason.OTHER
+        return Completion("".join(self.pieces), reason, self.usage, model, calls)
+
+    def _check(self, calls: Sequence[ToolCall], reason: FinishReason) -> None:
+        if reason is FinishReason.LENGTH and self.calls.broken:
+            what = "the token limit cut its tool call off"
+            raise self.endpoint._error(FailureKind.BAD_RESPONSE, what, "raise max_tokens")
+        if not all(call.name for call in calls):
+            what = "it calls a tool without a name"
+            raise self.endpoint._error(FailureKind.BAD_RESPONSE, what, "try again")
 
     def take_event(self, data: str) -> None:
         """Take in the data of one server-sent event."""
@@ -725,6 +872,7 @@ class _Answer:
         if isinstance(usage := payload.get("usage"), dict):
             self.usage = _usage(usage) or self.usage
         choice = _first(payload.get("choices"))
+        self.calls.take(choice.get(part))
         if text := _text(choice.get(part)):
             self.pieces.append(text)
             self.on_text(text)
@@ -744,6 +892,9 @@ _FINISH = {
     "max_tokens": FinishReason.LENGTH,
     "model_length": FinishReason.LENGTH,
     "content_filter": FinishReason.CONTENT_FILTER,
+    "tool_calls": FinishReason.TOOL_CALLS,
+    "tool_use": FinishReason.TOOL_CALLS,
+    "function_call": FinishReason.TOOL_CALLS,
 }
 
 

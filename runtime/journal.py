@@ -19,7 +19,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from decimal import Decimal
 from functools import cache
 from hashlib import sha256
@@ -40,7 +40,7 @@ from .run import (
     RunStarted,
     RunState,
 )
-from .worker import Call, Completion, Worker
+from .worker import Call, Completion, Message, Sampling, Worker
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -736,9 +736,38 @@ def _key(worker: Worker, call: Call) -> bytes:
     """A digest of all that decides a completion; parts carry their length, so none can pass into
     the next."""
     digest = sha256()
-    for part in (worker.identity.encode(), _call_adapter().dump_json(call)):
+    body = _call_adapter().dump_json(call, exclude=_unsaid(call))
+    for part in (worker.identity.encode(), body):
         digest.update(len(part).to_bytes(8, "big") + part)
     return digest.digest()
+
+
+_FIRST_FIELDS: dict[type, frozenset[str]] = {
+    Call: frozenset({"messages", "sampling", "grammar"}),
+    Message: frozenset({"role", "content"}),
+    Sampling: frozenset({"temperature", "top_p", "max_tokens", "seed", "stop"}),
+}
+"""Those that are in every digest; later ones are only where they say something, so that what was
+kept before they came is still found."""
+
+
+def _unsaid(call: Call) -> dict[str, Any]:
+    """The later fields that say nothing, in pydantic's form of what to leave out."""
+    left_out: dict[str, Any] = dict.fromkeys(_defaults(call), True)
+    if sampling := _defaults(call.sampling):
+        left_out["sampling"] = sampling
+    messages = {at: unsaid for at, each in enumerate(call.messages) if (unsaid := _defaults(each))}
+    if messages:
+        left_out["messages"] = messages
+    return left_out
+
+
+def _defaults(value: Call | Message | Sampling) -> set[str]:
+    return {
+        each.name
+        for each in fields(value)
+        if each.name not in _FIRST_FIELDS[type(value)] and getattr(value, each.name) == each.default
+    }
 
 
 @cache

@@ -8,7 +8,7 @@ Python function). Anything else with these members is a Worker too.
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any, Literal, Protocol, Self, runtime_checkable
@@ -17,11 +17,110 @@ from .errors import FailureKind, WorkerError
 
 
 @dataclass(frozen=True, slots=True)
+class ToolCall:
+    """What a model asks to have done: one call of a tool, by name."""
+
+    id: str
+    """By which its result names it; empty where the model gave none."""
+    name: str
+    arguments: str
+    """JSON as the model wrote it, valid or not; free text for a custom tool."""
+    type: str = "function"
+    """The kind of tool, by the server's word for it: function or custom."""
+    extra: str = ""
+    """Further fields that the server gave, as a JSON object, to be sent back with the call."""
+
+
+@dataclass(frozen=True, slots=True)
 class Message:
     """One message of a conversation."""
 
-    role: Literal["system", "user", "assistant"]
+    role: Literal["system", "user", "assistant", "tool"]
     content: str
+    tool_calls: tuple[ToolCall, ...] = ()
+    """What an assistant asked for beside, or in place of, its text."""
+    tool_call_id: str = ""
+    """For a tool's message, the call whose result it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """A tool that a model may ask for. It is the caller's: nothing here ever runs one.
+
+    Raises:
+        ValueError: If the parameters or the declaration are not JSON.
+    """
+
+    name: str
+    description: str = ""
+    parameters: Mapping[str, Any] | None = None
+    """JSON schema of its arguments, an object; None if it takes none or does not say."""
+    raw: Mapping[str, Any] | None = None
+    """The whole declaration, if it says more than the fields above or is no function; it goes to
+    servers as it is."""
+
+    def __post_init__(self) -> None:
+        for field in ("parameters", "raw"):
+            value = getattr(self, field)
+            if value is None:
+                continue
+            try:
+                text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+            except (TypeError, ValueError, RecursionError) as error:
+                told = f"tool {self.name!r}: its {field} are no JSON: {error}"
+                raise ValueError(f"{told}; give what json.loads could have read") from None
+            if not isinstance(value, dict) or mended(text) != text:
+                object.__setattr__(self, field, json.loads(mended(text)))
+
+    @classmethod
+    def of(cls, declaration: Mapping[str, Any]) -> Tool:
+        """Read a declaration as a chat completions request has it, of whatever type.
+
+        Raises:
+            ValueError: If it is not JSON.
+        """
+        function = declaration.get(str(declaration.get("type")))
+        told = function if isinstance(function, Mapping) else declaration
+        name, description = told.get("name"), told.get("description")
+        parameters = told.get("parameters")
+        plain = cls(
+            name if isinstance(name, str) else str(declaration.get("type", "")),
+            description if isinstance(description, str) else "",
+            parameters if isinstance(parameters, Mapping) else None,
+        )
+        if plain.declaration == declaration:
+            return plain
+        return cls(plain.name, plain.description, plain.parameters, declaration)
+
+    @property
+    def declaration(self) -> Mapping[str, Any]:
+        """As a chat completions request has it."""
+        if self.raw is not None:
+            return self.raw
+        function: dict[str, Any] = {"name": self.name}
+        if self.description:
+            function["description"] = self.description
+        if self.parameters is not None:
+            function["parameters"] = self.parameters
+        return {"type": "function", "function": function}
+
+    @property
+    def callable(self) -> bool:
+        """Whether it is a function: other types need a server that knows them."""
+        return self.raw is None or self.raw.get("type") == "function"
+
+
+ToolChoice = str | Mapping[str, Any] | None
+"""none, auto, required, or an object that names tools; None leaves it to the worker."""
+
+
+def chosen_tool(choice: ToolChoice) -> str | None:
+    """The name of the one tool that a choice demands, if it does."""
+    if choice is None or isinstance(choice, str):
+        return None
+    function = choice.get(str(choice.get("type")))
+    name = (function if isinstance(function, Mapping) else choice).get("name")
+    return name if isinstance(name, str) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +158,8 @@ class FinishReason(StrEnum):
     LENGTH = "length"
     """The token limit cut it off."""
     CONTENT_FILTER = "content_filter"
+    TOOL_CALLS = "tool_calls"
+    """The model waits for the results of tools."""
     OTHER = "other"
 
 
@@ -72,6 +173,8 @@ class Completion:
     """None where the worker does not count."""
     model: str = ""
     """The model that answered, as it names itself; a server may answer with a dated version."""
+    tool_calls: tuple[ToolCall, ...] = ()
+    """What it asks to have done before it goes on; it has answered if there are none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +208,11 @@ class Call:
     sampling: Sampling = Sampling()
     grammar: str | None = None
     """Lark text that the completion must match; only for workers with ``constrains``."""
+    tools: tuple[Tool, ...] = ()
+    """What the model may ask for."""
+    tool_choice: ToolChoice = None
+    parallel_tool_calls: bool | None = None
+    """Whether it may ask for several at once; None leaves it to the worker."""
 
 
 @dataclass(frozen=True, slots=True)

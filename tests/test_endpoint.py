@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from itertools import pairwise
@@ -35,6 +36,8 @@ from runtime import (
     Message,
     PoolError,
     Sampling,
+    Tool,
+    ToolCall,
     Usage,
     Worker,
     WorkerError,
@@ -376,6 +379,189 @@ async def test_finish_reasons_are_mapped(told: str, reason: FinishReason) -> Non
 async def test_odd_streams_that_end_well_are_completions(events: list[Any], text: str) -> None:
     completion = await endpoint(replying(streamed(*events))).complete(CALL)
     assert completion == Completion(text)
+
+
+# -- tools ----------------------------------------------------------------------------------------
+
+WEATHER = Tool("weather", "Tells the weather.", {"type": "object", "properties": {"city": {}}})
+
+
+async def test_tools_and_what_was_asked_of_them_are_sent_as_they_are() -> None:
+    """Also declarations of other types, and what a server gave along with a call of its own."""
+    seen: list[Any] = []
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        seen.append(json.loads(request.content))
+        return streamed(delta("x", "stop"))
+
+    named = {"type": "function", "function": {"name": "weather"}}
+    strict = {"type": "function", "function": {"name": "f", "strict": True, "parameters": {}}}
+    search = {"type": "web_search", "depth": 2}
+    signed = ToolCall("c1", "weather", '{"city": "Oslo"}', extra='{"signature": {"of": "it"}}')
+    custom = ToolCall("c2", "shell", "ls", "custom")
+    call = Call(
+        (
+            Message("user", "hi"),
+            Message("assistant", "", (signed, custom)),
+            Message("tool", "rain", tool_call_id="c1"),
+            Message("tool", "", tool_call_id="c2"),
+        ),
+        tools=(WEATHER, Tool.of(strict), Tool.of(search)),
+        tool_choice=named,
+        parallel_tool_calls=False,
+    )
+    await endpoint(handler).complete(call)
+
+    (body,) = seen
+    assert body["tools"] == [
+        {
+            "type": "function",
+            "function": {
+                "name": "weather",
+                "description": "Tells the weather.",
+                "parameters": {"type": "object", "properties": {"city": {}}},
+            },
+        },
+        strict,
+        search,
+    ]
+    assert (body["tool_choice"], body["parallel_tool_calls"]) == (named, False)
+    told = {"name": "weather", "arguments": '{"city": "Oslo"}'}
+    assert body["messages"][1:] == [
+        {
+            "role": "assistant",
+            "content": None,
+            "tool_calls": [
+                {"signature": {"of": "it"}, "id": "c1", "type": "function", "function": told},
+                {"id": "c2", "type": "custom", "custom": {"name": "shell", "input": "ls"}},
+            ],
+        },
+        {"role": "tool", "content": "rain", "tool_call_id": "c1"},
+        {"role": "tool", "content": "", "tool_call_id": "c2"},
+    ]
+
+
+def calling(*calls: Any, **rest: Any) -> dict[str, Any]:
+    return {"choices": [{"index": 0, "delta": {"tool_calls": [*calls], **rest}}]}
+
+
+def piece(name: str | None = None, arguments: Any = None, **rest: Any) -> dict[str, Any]:
+    told = {"name": name, "arguments": arguments}
+    return {"function": {key: each for key, each in told.items() if each is not None}, **rest}
+
+
+ONE, TWO = ToolCall("a", "weather", '{"city": "Oslo"}'), ToolCall("b", "time", "{}")
+
+
+@pytest.mark.parametrize(
+    ("events", "calls"),
+    [
+        pytest.param(
+            [
+                calling(piece("weather", "", index=0, id="a", type="function")),
+                calling(piece(arguments='{"ci', index=0)),
+                calling(piece("time", "", index=1, id="b", type="function")),
+                calling(piece(arguments='ty": "Oslo"}', index=0), piece(arguments="{}", index=1)),
+            ],
+            (ONE, TWO),
+            id="in pieces, two at a time",
+        ),
+        pytest.param(
+            [
+                calling(piece("weather", '{"city": "Oslo"}', index=0, id="a")),
+                calling(piece("time", "{}", index=0, id="b")),
+            ],
+            (ONE, TWO),
+            id="whole ones, all with index 0",
+        ),
+        pytest.param(
+            [calling(piece("weather", '{"city": "Oslo"}')), calling(piece("time", "{}"))],
+            (replace(ONE, id=""), replace(TWO, id="")),
+            id="neither index nor id",
+        ),
+        pytest.param(
+            [calling(piece("weather", '{"city": "Oslo"}', id="a"), piece("time", id="b"))],
+            (ONE, TWO),
+            id="no index, no arguments",
+        ),
+        pytest.param(
+            [
+                calling(piece("weather", '{"city": ', index=0, id="a")),
+                calling(piece("weather", '"Oslo"}', index=0, id="a", type="")),
+            ],
+            (ONE,),
+            id="name and id in every piece",
+        ),
+        pytest.param(
+            [calling(piece("weather", {"city": "Oslo"}, index=0, id="a"))],
+            (ONE,),
+            id="arguments that are no text",
+        ),
+        pytest.param(
+            [calling(piece("weather", '{"city": "Oslo"}', index=0, id="a", note={"b": 1}))],
+            (replace(ONE, extra='{"note": {"b": 1}}'),),
+            id="further fields",
+        ),
+        pytest.param(
+            [
+                {"choices": [{"delta": {"function_call": {"name": "weather", "arguments": ""}}}]},
+                {"choices": [{"delta": {"function_call": {"arguments": '{"city": "Oslo"}'}}}]},
+            ],
+            (replace(ONE, id=""),),
+            id="the older field",
+        ),
+        pytest.param(
+            [
+                calling({"type": "custom", "id": "c", "custom": {"name": "sh", "input": "l"}}),
+                calling({"custom": {"input": "s"}}),
+            ],
+            (ToolCall("c", "sh", "ls", "custom"),),
+            id="custom",
+        ),
+        pytest.param(
+            [{"choices": [{"delta": {"tool_calls": 3}}]}, calling(None, 7), calling()],
+            (),
+            id="odd shapes",
+        ),
+    ],
+)
+@pytest.mark.parametrize("reason", ["tool_calls", "stop", None])
+async def test_tool_calls_are_put_together_from_their_pieces(
+    events: list[Any], calls: tuple[ToolCall, ...], reason: str | None
+) -> None:
+    """Whatever finish reason the server gives them."""
+    completion = await endpoint(replying(streamed(*events, delta(finish=reason)))).complete(CALL)
+    assert completion.tool_calls == calls
+    if calls:
+        assert completion.finish_reason is FinishReason.TOOL_CALLS
+
+
+async def test_text_beside_tool_calls_and_a_whole_message_are_taken() -> None:
+    usage = {"prompt_tokens": 5, "completion_tokens": 2}
+    told = [piece("weather", '{"city": "Oslo"}', id="a"), piece("time", "{}", id="b")]
+    message = {"content": "I look.", "tool_calls": told}
+    answer = {"choices": [{"message": message, "finish_reason": "tool_calls"}], "usage": usage}
+    worker = endpoint(replying(httpx.Response(200, json=answer)))
+    expected = Completion("I look.", FinishReason.TOOL_CALLS, Usage(5, 2), "", (ONE, TWO))
+    assert await worker.complete(CALL) == expected
+
+
+@pytest.mark.parametrize(
+    ("events", "words"),
+    [
+        ([calling(piece("weather", '{"city": "Os')), delta(finish="length")], "cut its tool call"),
+        ([calling(piece(arguments="{}", id="a")), delta(finish="tool_calls")], "without a name"),
+    ],
+)
+async def test_a_tool_call_that_nobody_could_carry_out_is_a_failure(
+    events: list[Any], words: str
+) -> None:
+    failure = await failure_of(endpoint(replying(streamed(*events))))
+    assert failure.kind is FailureKind.BAD_RESPONSE
+    assert words in failure.message
+
+
+# -- usage ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

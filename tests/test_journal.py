@@ -13,8 +13,10 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import replace
 from decimal import Decimal
+from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -60,6 +62,7 @@ from runtime import (
     StepStarted,
     StepState,
     Terms,
+    Tool,
     Usage,
     Worker,
     WorkerError,
@@ -1339,6 +1342,10 @@ OTHERS = [
     replace(ASKED, sampling=Sampling(temperature=0.5, seed=1, stop=("x",))),
     replace(ASKED, sampling=Sampling(temperature=0.5, seed=1, max_tokens=9)),
     replace(ASKED, grammar="start: /x/"),
+    replace(ASKED, tools=(Tool("f"),)),
+    replace(ASKED, tool_choice="required"),
+    replace(ASKED, parallel_tool_calls=False),
+    replace(ASKED, messages=(*ASKED.messages, Message("tool", "x", tool_call_id="a"))),
 ]
 
 
@@ -1352,6 +1359,22 @@ def test_an_equal_call_of_an_equal_worker_is_known(path: Path) -> None:
         again.put(FunctionWorker("w", say), ASKED, Completion("Something else."))
         assert again.get(FunctionWorker("w", say), ASKED) == full, "the first one stays"
         assert (cache.hits, cache.misses, again.hits, again.misses) == (0, 1, 2, 0)
+
+
+def test_fields_that_came_later_leave_the_keys_of_calls_without_them_as_they_were(
+    path: Path,
+) -> None:
+    """What was kept by an older version is found."""
+    worker = FunctionWorker("w", say)
+    told = '{"messages":[{"role":"user","content":"Why?"}],"sampling":{"temperature":null,'
+    told += '"top_p":null,"max_tokens":null,"seed":null,"stop":[]},"grammar":null}'
+    digest = sha256()
+    for part in (worker.identity.encode(), told.encode()):
+        digest.update(len(part).to_bytes(8, "big") + part)
+    with CallCache(path) as cache:
+        cache.put(worker, Call((Message("user", "Why?"),)), Completion("Because."))
+    with closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("SELECT key FROM call").fetchall() == [(digest.digest(),)]
 
 
 @pytest.mark.parametrize("other", OTHERS)

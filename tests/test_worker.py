@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
-from runtime import FunctionWorker, Message, Worker
+import pytest
+
+from runtime import FunctionWorker, Message, Tool, Worker, chosen_tool
 
 
 async def say(messages: Sequence[Message]) -> str:
@@ -34,3 +36,43 @@ def test_a_function_worker_is_known_by_its_name_and_where_its_function_is_define
         FunctionWorker("w", partial(shout, mark="?")),
     ]
     assert len({each.identity for each in [worker, *others]}) == 5
+
+
+@pytest.mark.parametrize(
+    "declaration",
+    [
+        {"type": "function", "function": {"name": "f"}},
+        {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}},
+        {"type": "function", "function": {"name": "f", "description": "d", "strict": True}},
+        {"type": "function", "function": {"name": "f", "description": "", "parameters": None}},
+        {"type": "function", "name": "f", "parameters": {}},
+        {"type": "custom", "custom": {"name": "f"}},
+        {"type": "web_search", "depth": [1, 2]},
+        {},
+    ],
+)
+def test_a_tool_declares_itself_as_it_was_declared(declaration: dict[str, object]) -> None:
+    tool = Tool.of(declaration)
+
+    assert tool.declaration == declaration
+    assert tool.callable is (declaration.get("type") == "function")
+
+
+def test_a_tool_is_json_that_can_be_kept() -> None:
+    with pytest.raises(ValueError, match="tool 'f': its parameters are no JSON"):
+        Tool("f", parameters={"at most": float("nan")})
+    assert Tool("f", parameters={"a": ("\ud800",)}).parameters == {"a": ["\ufffd"]}
+
+
+@pytest.mark.parametrize(
+    ("choice", "name"),
+    [
+        (None, None),
+        ("required", None),
+        ({"type": "function", "function": {"name": "f"}}, "f"),
+        ({"type": "function", "name": "f"}, "f"),
+        ({"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": []}}, None),
+    ],
+)
+def test_a_choice_may_name_one_tool(choice: object, name: str | None) -> None:
+    assert chosen_tool(choice) == name  # type: ignore[arg-type]  # as it comes from outside

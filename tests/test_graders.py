@@ -21,11 +21,14 @@ from training.graders import (
     Number,
     Sentence,
     Series,
+    answer_of,
     final,
     grade,
+    plurality,
 )
 
 PARIS = Mention(("Paris",), wrong=("Rome", "Berlin"))
+RELATION = Mention(("Ann",), wrong=("Bob", "Eve"))
 TALL = Choice("Ann", ("Ann", "Bob"))
 TALE = Sentence(("river", "candle"))
 
@@ -126,6 +129,15 @@ def test_a_wrong_answer_that_the_question_names_may_be_named() -> None:
     assert grade(speaks, "In Austria people speak German.", "What is spoken there?") == 0.0
 
 
+def test_where_the_question_names_all_choices_naming_several_is_wrong() -> None:
+    asked = "Ann is taller than Bob, and Bob is taller than Eve. Who is tallest?"
+
+    assert grade(RELATION, "Ann", asked) == 1.0
+    assert grade(RELATION, "It is Ann.", asked) == 1.0
+    assert grade(RELATION, asked, asked) == 0.0
+    assert grade(RELATION, "Ann or Eve", asked) == 0.0
+
+
 @pytest.mark.parametrize(
     ("answer", "completion", "score"),
     [
@@ -152,6 +164,69 @@ def test_reasoning_gym_scores_its_own_entries() -> None:
             gym = Gym(name, json.dumps(entry, default=str))
             assert grade(gym, f"The answer is: {entry['answer']}") == 1.0
             assert grade(gym, "nothing of the kind") < 0.5
+
+
+# -- votes ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("grader", "completions", "chosen"),
+    [
+        (Number("7"), ["6", "It is 7.", "7"], 1),
+        (Number("7"), ["no idea", "no idea", "8"], 2),
+        (Number("7"), ["6", "8"], 0),
+        (Number("7"), ["7.0", "6", "6", "7"], 0),
+        (Series(("e", "v")), ["v e", "ev", "e v", "vv"], 1),
+        (Series(("3", "12")), ["12, 3", "3 12", "[3, 12]"], 1),
+        (TALL, ["Bob", "Ann or Bob", "It is Bob."], 0),
+        (RELATION, ["Ann", "Eve", "Surely Eve!"], 1),
+        (PARIS, ["Berlin", "The capital is Rome.", "rome"], 1),
+        (Mention(("four",)), ["five", "four", "Five."], 0),
+        (Exact(("yes",)), ["no", "Yes.", "the answer is yes"], 1),
+        (Maths("1/2"), [r"\boxed{\frac{1}{3}}", r"\boxed{\frac{1}{2}}", "0.5"], 1),
+        (Gym("chain_sum", "{}"), ["4", "5", "The answer is 5"], 1),
+        (Code(""), ["def f(): return 2", "```\npass\n```", "Look:\n```py\npass\n```"], 1),
+        (TALE, ["A river.", "A candle.", "a candle"], 1),
+    ],
+    ids=lambda value: value.kind if hasattr(value, "kind") else None,
+)
+def test_the_answer_given_most_often_is_chosen(
+    grader: Grader, completions: list[str], chosen: int
+) -> None:
+    assert plurality(grader, completions) == chosen
+
+
+@pytest.mark.parametrize(
+    "pair",
+    [
+        (Number("7"), Number("6")),
+        (Series(("e", "v")), Series(("v", "e"))),
+        (TALL, Choice("Bob", ("Ann", "Bob"))),
+        (RELATION, Mention(("Eve",), wrong=("Bob", "Ann"))),
+        (Exact(("yes",)), Exact(("no",))),
+        (Maths("1"), Maths("2")),
+    ],
+    ids=lambda pair: pair[0].kind,
+)
+@pytest.mark.parametrize("completion", ["6", "e v", "ve", "It is Ann.", "Ann, Eve", "yes", "", "2"])
+def test_a_vote_does_not_know_the_right_answer(
+    pair: tuple[Grader, Grader], completion: str
+) -> None:
+    one, other = pair
+
+    assert answer_of(one, completion) == answer_of(other, completion)
+
+
+def test_what_only_repeats_the_question_is_no_vote() -> None:
+    asked = "Ann is taller than Bob, and Bob is taller than Eve. Who is tallest?"
+
+    assert answer_of(PARIS, "Is it Rome?", "Rome or Berlin?") is None
+    assert answer_of(RELATION, "Eve", asked) == frozenset({"Eve"})
+
+
+def test_a_vote_needs_votes() -> None:
+    with pytest.raises(ValueError, match="at least one completion"):
+        plurality(TALL, [])
 
 
 # -- code ----------------------------------------------------------------------------------------

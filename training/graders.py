@@ -13,6 +13,7 @@ import secrets
 import shutil
 import subprocess
 import sys
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from functools import lru_cache
@@ -71,7 +72,8 @@ class Mention:
 
     answers: tuple[str, ...]
     wrong: tuple[str, ...] = ()
-    """What must not be named; what the question names is no matter."""
+    """What must not be named. What the question names is no matter, unless it names them all,
+    answers and wrong ones: then it asks for a choice among them."""
     cased: bool = False
     """Whether capitals matter: chemical symbols."""
     kind: Literal["mention"] = "mention"
@@ -156,13 +158,9 @@ def grade(grader: Grader, completion: str, question: str = "") -> float:
             named = {option for option in (*options, answer) if _names(said, option)}
             return float(named == {answer})
         case Mention(answers, wrong, cased):
+            named = _named(grader, completion, question)
             right = any(_names(completion, answer, cased) for answer in answers)
-            astray = any(
-                _names(completion, other, cased)
-                for other in wrong
-                if other not in answers and not _names(question, other, cased)
-            )
-            return float(right and not astray)
+            return float(right and not any(other in named for other in {*wrong} - {*answers}))
         case Sentence(words, own, wrong):
             written = _words(completion)
             fresh = set(written) - set(_words(question))
@@ -176,6 +174,86 @@ def grade(grader: Grader, completion: str, question: str = "") -> float:
         case Code(tests, seconds):
             return float(run_code(_code(completion), tests, seconds))
 
+
+# --- votes ----------------------------------------------------------------------------------------
+
+
+def plurality(grader: Grader, completions: Sequence[str], question: str = "") -> int:
+    """Choose the answer that is given most often; knows the kind of answer, not the right one.
+
+    Args:
+        grader: Says in which sense two answers are the same: as numbers, as lists, as values.
+        completions: At least one.
+        question: What was asked; what only repeats it is no answer.
+
+    Returns:
+        Where the first of the largest group is. Of groups of one size the earliest wins, and a
+        completion that gives no answer loses against any that does.
+
+    Raises:
+        ValueError: If there are no completions.
+        GraderError: If the grader can't work here.
+    """
+    if not completions:
+        raise ValueError("a vote needs at least one completion")
+    groups: list[tuple[Hashable, list[int]]] = []
+    for at, completion in enumerate(completions):
+        said = answer_of(grader, completion, question)
+        for other, members in groups:
+            if said == other or (said and other and _same_value(grader, str(said), str(other))):
+                members.append(at)
+                break
+        else:
+            groups.append((said, [at]))
+    _, members = max(groups, key=lambda group: (group[0] is not None, len(group[1])))
+    return members[0]
+
+
+def answer_of(grader: Grader, completion: str, question: str = "") -> Hashable:
+    """Bring what a completion answers to a form in which equal answers are equal.
+
+    Args:
+        grader: Says what kind of answer it is. Which one is right makes no difference.
+        completion: The worker's text.
+        question: What it only repeats of this is no answer.
+
+    Returns:
+        None if it gives no answer of that kind.
+    """
+    match grader:
+        case Number():
+            return _last_number(final(completion))
+        case Series(items):
+            parts = re.findall(r"[^\W_]+", final(completion).casefold())
+            if len(parts) == 1 and all(len(item) == 1 for item in items):
+                parts = list(parts[0])
+            return tuple(parts) or None
+        case Choice(answer, options):
+            said = final(completion)
+            return frozenset(o for o in {*options, answer} if _names(said, o)) or None
+        case Mention(wrong=wrong) if wrong:
+            return _named(grader, completion, question) or None
+        case Code():
+            return _code(completion).strip() or None
+        case Sentence():
+            return _plain(completion) or None
+        case Exact() | Mention() | Maths() | Gym():
+            return _plain(final(completion)) or None
+
+
+def _named(grader: Mention, completion: str, question: str) -> frozenset[str]:
+    """Answers and wrong ones that a completion names of its own accord."""
+    known = frozenset({*grader.answers, *grader.wrong})
+    asked = {name for name in known if _names(question, name, grader.cased)}
+    mine = known if asked == known else known - asked
+    return frozenset(name for name in mine if _names(completion, name, grader.cased))
+
+
+def _same_value(grader: Grader, one: str, other: str) -> bool:
+    return isinstance(grader, Maths) and _maths(one, other) == 1.0
+
+
+# --- what a completion says -----------------------------------------------------------------------
 
 _BOXED = re.compile(r"\\boxed\{([^{}]*)\}")
 _ANSWER = re.compile(r"\banswer(?:\s+is|\s*:|\s*=)+", re.IGNORECASE)

@@ -91,7 +91,7 @@ def test_players_learn_the_messages_that_steps_get() -> None:
         assert system.role == "system"
         assert "[reply 0 " in user.content
         assert answer.replace(" ", "")[::-1] in user.content.splitlines()
-    with_none = replace(SPELLER, families={"capitals": 1})
+    with_none = replace(SPELLER, families={"geography": 1})
     assert list(steps(with_none, 12, seed=0)) == []
 
 

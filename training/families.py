@@ -12,10 +12,10 @@ trains on few tokens a second and a test set must not repeat what was trained on
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 
-from .graders import Grader, Mention, Number, Sentence, Series
+from .graders import Exact, Grader, Mention, Number, Sentence, Series
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +31,10 @@ class Item:
     grader: Grader
 
 
+FEW = (25, 20, 55)
+"""Shares of a family of a few hundred items, so that a test on them says something."""
+
+
 @dataclass(frozen=True, slots=True)
 class Family:
     """One kind of question."""
@@ -44,6 +48,8 @@ class Family:
     """Whether deciders never train on it."""
     dealt_as: str = ""
     """The family whose splits it shares, since its items are the same; its own if empty."""
+    shares: tuple[int, int, int] = (60, 15, 25)
+    """Percent of its items for training, validation and test."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,19 +93,17 @@ def _subtraction(random: Random) -> Item:
     return Item(f"{a} {b}", {"a": str(a), "b": str(b)}, str(a - b), Number(str(a - b)))
 
 
-def _numbers(random: Random, count: int = 4) -> list[int]:
-    return random.sample(range(1, 100), count)
-
-
 def _ordering(random: Random) -> Item:
-    numbers = _numbers(random)
+    numbers = random.sample(range(1, 100), 3)
+    while numbers == sorted(numbers):  # to repeat the question would be right
+        random.shuffle(numbers)
     ordered = [str(number) for number in sorted(numbers)]
     given = {"list": ", ".join(map(str, numbers))}
     return Item(" ".join(ordered), given, " ".join(ordered), Series(tuple(ordered)))
 
 
 def _largest(random: Random) -> Item:
-    numbers = _numbers(random)
+    numbers = random.sample(range(1, 100), 4)
     largest = str(max(numbers))
     key = " ".join(map(str, sorted(numbers)))
     return Item(key, {"list": ", ".join(map(str, numbers))}, largest, Number(largest))
@@ -160,57 +164,167 @@ def _relations(random: Random) -> Item:
 # --- facts and language ---------------------------------------------------------------------------
 
 _COUNTRIES = """
-Argentina|Buenos Aires|Spanish
-Australia|Canberra|English
-Austria|Vienna|German
-Belgium|Brussels|Dutch,French
-Brazil|Brasilia,Brasília|Portuguese
-Bulgaria|Sofia|Bulgarian
-Canada|Ottawa|English,French
-Chile|Santiago|Spanish
-China|Beijing|Chinese,Mandarin
-Colombia|Bogota,Bogotá|Spanish
-Croatia|Zagreb|Croatian
-Cuba|Havana|Spanish
-Denmark|Copenhagen|Danish
-Egypt|Cairo|Arabic
-Ethiopia|Addis Ababa|Amharic
-Finland|Helsinki|Finnish
-France|Paris|French
-Germany|Berlin|German
-Greece|Athens|Greek
-Hungary|Budapest|Hungarian
-Iceland|Reykjavik,Reykjavík|Icelandic
-India|New Delhi,Delhi|Hindi,English
-Indonesia|Jakarta|Indonesian
-Iran|Tehran|Persian,Farsi
-Iraq|Baghdad|Arabic
-Ireland|Dublin|Irish,English
-Israel|Jerusalem|Hebrew
-Italy|Rome|Italian
-Japan|Tokyo|Japanese
-Kenya|Nairobi|Swahili,English
-Lebanon|Beirut|Arabic
-Mexico|Mexico City|Spanish
-Morocco|Rabat|Arabic
-Nepal|Kathmandu|Nepali
-Norway|Oslo|Norwegian
-Pakistan|Islamabad|Urdu,English
-Peru|Lima|Spanish
-Poland|Warsaw|Polish
-Portugal|Lisbon|Portuguese
-Romania|Bucharest|Romanian
-Russia|Moscow|Russian
-Saudi Arabia|Riyadh|Arabic
-South Korea|Seoul|Korean
-Spain|Madrid|Spanish
-Sweden|Stockholm|Swedish
-Syria|Damascus|Arabic
-Thailand|Bangkok|Thai
-Turkey|Ankara|Turkish
-Ukraine|Kyiv,Kiev|Ukrainian
-Vietnam|Hanoi|Vietnamese
+Afghanistan|Kabul|Asia
+Albania|Tirana|Europe
+Algeria|Algiers|Africa
+Andorra|Andorra la Vella|Europe
+Angola|Luanda|Africa
+Argentina|Buenos Aires|South America|Spanish
+Armenia|Yerevan|Asia
+Australia|Canberra|Oceania|English
+Austria|Vienna|Europe|German
+Azerbaijan|Baku|Asia,Europe
+Bahrain|Manama|Asia
+Bangladesh|Dhaka|Asia
+Barbados|Bridgetown|North America,Caribbean
+Belarus|Minsk|Europe
+Belgium|Brussels|Europe|Dutch,French
+Belize|Belmopan|Central America,North America
+Benin|Porto-Novo|Africa
+Bhutan|Thimphu|Asia
+Bolivia|La Paz,Sucre|South America
+Botswana|Gaborone|Africa
+Brazil|Brasilia,Brasília|South America|Portuguese
+Brunei|Bandar Seri Begawan|Asia
+Bulgaria|Sofia|Europe|Bulgarian
+Burkina Faso|Ouagadougou|Africa
+Burundi|Gitega,Bujumbura|Africa
+Cambodia|Phnom Penh|Asia
+Cameroon|Yaounde,Yaoundé|Africa
+Canada|Ottawa|North America|English,French
+Chad|N'Djamena|Africa
+Chile|Santiago|South America|Spanish
+China|Beijing|Asia|Chinese,Mandarin
+Colombia|Bogota,Bogotá|South America|Spanish
+Costa Rica|San Jose,San José|Central America,North America
+Croatia|Zagreb|Europe|Croatian
+Cuba|Havana|North America,Caribbean|Spanish
+Cyprus|Nicosia|Europe,Asia
+Denmark|Copenhagen|Europe|Danish
+Djibouti|Djibouti City|Africa
+Dominica|Roseau|North America,Caribbean
+Ecuador|Quito|South America
+Egypt|Cairo|Africa|Arabic
+El Salvador|San Salvador|Central America,North America
+Eritrea|Asmara|Africa
+Estonia|Tallinn|Europe
+Ethiopia|Addis Ababa|Africa|Amharic
+Fiji|Suva|Oceania
+Finland|Helsinki|Europe|Finnish
+France|Paris|Europe|French
+Gabon|Libreville|Africa
+Gambia|Banjul|Africa
+Georgia|Tbilisi|Asia,Europe
+Germany|Berlin|Europe|German
+Ghana|Accra|Africa
+Greece|Athens|Europe|Greek
+Grenada|Saint George's,St. George's|North America,Caribbean
+Guatemala|Guatemala City|Central America,North America
+Guinea|Conakry|Africa
+Guyana|Georgetown|South America
+Haiti|Port-au-Prince|North America,Caribbean
+Honduras|Tegucigalpa|Central America,North America
+Hungary|Budapest|Europe|Hungarian
+Iceland|Reykjavik,Reykjavík|Europe|Icelandic
+India|New Delhi,Delhi|Asia|Hindi,English
+Indonesia|Jakarta|Asia|Indonesian
+Iran|Tehran|Asia|Persian,Farsi
+Iraq|Baghdad|Asia|Arabic
+Ireland|Dublin|Europe|Irish,English
+Israel|Jerusalem|Asia|Hebrew
+Italy|Rome|Europe|Italian
+Jamaica|Kingston|North America,Caribbean
+Japan|Tokyo|Asia|Japanese
+Jordan|Amman|Asia
+Kazakhstan|Astana|Asia
+Kenya|Nairobi|Africa|Swahili,English
+Kosovo|Pristina|Europe
+Kuwait|Kuwait City|Asia
+Kyrgyzstan|Bishkek|Asia
+Laos|Vientiane|Asia
+Latvia|Riga|Europe
+Lebanon|Beirut|Asia|Arabic
+Lesotho|Maseru|Africa
+Liberia|Monrovia|Africa
+Libya|Tripoli|Africa
+Liechtenstein|Vaduz|Europe
+Lithuania|Vilnius|Europe
+Luxembourg|Luxembourg City|Europe
+Madagascar|Antananarivo|Africa
+Malawi|Lilongwe|Africa
+Malaysia|Kuala Lumpur|Asia
+Maldives|Male,Malé|Asia
+Mali|Bamako|Africa
+Malta|Valletta|Europe
+Mauritania|Nouakchott|Africa
+Mauritius|Port Louis|Africa
+Mexico|Mexico City|North America|Spanish
+Moldova|Chisinau,Chișinău|Europe
+Mongolia|Ulaanbaatar,Ulan Bator|Asia
+Montenegro|Podgorica|Europe
+Morocco|Rabat|Africa|Arabic
+Mozambique|Maputo|Africa
+Myanmar|Naypyidaw,Yangon|Asia
+Namibia|Windhoek|Africa
+Nepal|Kathmandu|Asia|Nepali
+New Zealand|Wellington|Oceania
+Nicaragua|Managua|Central America,North America
+Niger|Niamey|Africa
+Nigeria|Abuja|Africa
+North Korea|Pyongyang|Asia
+North Macedonia|Skopje|Europe
+Norway|Oslo|Europe|Norwegian
+Oman|Muscat|Asia
+Pakistan|Islamabad|Asia|Urdu,English
+Panama|Panama City|Central America,North America
+Paraguay|Asuncion,Asunción|South America
+Peru|Lima|South America|Spanish
+Philippines|Manila|Asia
+Poland|Warsaw|Europe|Polish
+Portugal|Lisbon|Europe|Portuguese
+Qatar|Doha|Asia
+Romania|Bucharest|Europe|Romanian
+Russia|Moscow|Europe,Asia|Russian
+Rwanda|Kigali|Africa
+Samoa|Apia|Oceania
+Saudi Arabia|Riyadh|Asia|Arabic
+Senegal|Dakar|Africa
+Serbia|Belgrade|Europe
+Seychelles|Victoria|Africa
+Sierra Leone|Freetown|Africa
+Slovakia|Bratislava|Europe
+Slovenia|Ljubljana|Europe
+Somalia|Mogadishu|Africa
+South Africa|Pretoria,Cape Town|Africa
+South Korea|Seoul|Asia|Korean
+Spain|Madrid|Europe|Spanish
+Sri Lanka|Colombo|Asia
+Sudan|Khartoum|Africa
+Suriname|Paramaribo|South America
+Sweden|Stockholm|Europe|Swedish
+Switzerland|Bern|Europe
+Syria|Damascus|Asia|Arabic
+Taiwan|Taipei|Asia
+Tajikistan|Dushanbe|Asia
+Tanzania|Dodoma,Dar es Salaam|Africa
+Thailand|Bangkok|Asia|Thai
+Togo|Lome,Lomé|Africa
+Tonga|Nuku'alofa|Oceania
+Tunisia|Tunis|Africa
+Turkey|Ankara|Asia,Europe|Turkish
+Turkmenistan|Ashgabat|Asia
+Uganda|Kampala|Africa
+Ukraine|Kyiv,Kiev|Europe|Ukrainian
+Uruguay|Montevideo|South America
+Uzbekistan|Tashkent|Asia
+Vanuatu|Port Vila|Oceania
+Venezuela|Caracas|South America
+Vietnam|Hanoi|Asia|Vietnamese
+Yemen|Sanaa,Sana'a|Asia
+Zambia|Lusaka|Africa
+Zimbabwe|Harare|Africa
 """.split("\n")[1:-1]
+"""Country, capital, continent and, of some, the languages most spoken; any of several is right."""
 _ELEMENTS = dict(
     pair.split("=")
     for pair in (
@@ -227,8 +341,10 @@ _NOUNS = (
     "rabbit school ticket umbrella violin wagon castle desert feather helmet ladder monkey pocket "
     "sailor temple turtle valley"
 ).split()
-_CAPITALS = {name: tuple(city.split(",")) for name, city, _ in (c.split("|") for c in _COUNTRIES)}
-_LANGUAGES = {name: tuple(said.split(",")) for name, _, said in (c.split("|") for c in _COUNTRIES)}
+_ROWS = [tuple(tuple(cell.split(",")) for cell in row.split("|")) for row in _COUNTRIES]
+_CAPITALS = {row[0][0]: row[1] for row in _ROWS}
+_CONTINENTS = {row[0][0]: row[2] for row in _ROWS}
+_LANGUAGES = {row[0][0]: row[3] for row in _ROWS if len(row) == 4}
 
 
 def _fact(table: Mapping[str, tuple[str, ...]], *, cased: bool = False) -> Callable[[Random], Item]:
@@ -245,11 +361,52 @@ def _fact(table: Mapping[str, tuple[str, ...]], *, cased: bool = False) -> Calla
     return draw
 
 
+_capital, _continent = _fact(_CAPITALS), _fact(_CONTINENTS)
+
+
+def _geography(random: Random) -> Item:
+    what, draw = random.choice((("capital", _capital), ("continent", _continent)))
+    item = draw(random)
+    return replace(item, key=f"{what} {item.key}", fields={**item.fields, "what": what})
+
+
 def _sentence(random: Random) -> Item:
     one, two = random.sample(_NOUNS, 2)
     given = {"one": one, "two": two}
     shown = f"I saw a {one} and a {two} on my way home today."
     return Item(" ".join(sorted((one, two))), given, shown, Sentence((one, two)))
+
+
+# --- votes ----------------------------------------------------------------------------------------
+
+
+def _said(random: Random) -> tuple[str, str]:
+    """Two different answers to one question, as players write them."""
+    kind = random.randrange(4)
+    if kind == 0:
+        one = random.randint(20, 198)
+        return str(one), str(one + random.choice((-20, -11, -10, -1, 1, 10, 11, 20)))
+    if kind == 1:
+        names = random.sample(_NAMES, 2)
+        return names[0], names[1]
+    if kind == 2:
+        numbers = [str(number) for number in random.sample(range(1, 100), 3)]
+    else:
+        numbers = list(_word(random))
+    other = list(numbers)
+    at = random.randrange(len(other) - 1)
+    other[at], other[at + 1] = other[at + 1], other[at]
+    if other == numbers:
+        other[at] = "x"
+    return " ".join(numbers), " ".join(other)
+
+
+def _tally(random: Random) -> Item:
+    most, other = _said(random)
+    answers = [most, most, other if random.random() < 0.8 else most]
+    random.shuffle(answers)
+    given = {"one": answers[0], "two": answers[1], "three": answers[2]}
+    return Item(" | ".join(sorted(answers)), given, most, Exact((most,)))
 
 
 FAMILIES: Mapping[str, Family] = {
@@ -350,14 +507,16 @@ FAMILIES: Mapping[str, Family] = {
             ("Who is {wanted}, given that {one} and {two}?", "{one}, and {two}. The {wanted} is?"),
         ),
         Family(
-            "capitals",
-            _fact(_CAPITALS),
+            "geography",
+            _geography,
             (
-                "What is the capital of {name}?",
-                "Name the capital city of {name}.",
-                "Which city is the capital of {name}?",
+                "What is the {what} of {name}?",
+                "Name the {what} of {name}.",
+                "Which {what} does {name} have?",
+                "{name}: what is its {what}?",
             ),
-            ("Tell me the capital of {name}.", "What is {name}'s capital city?"),
+            ("Tell me the {what} of {name}.", "What is {name}'s {what}?"),
+            shares=FEW,
         ),
         Family(
             "languages",
@@ -379,6 +538,19 @@ FAMILIES: Mapping[str, Family] = {
             ),
             ("Give the chemical symbol of {name}.", "{name}: what is its chemical symbol?"),
             reserved=True,
+        ),
+        Family(
+            "tally",
+            _tally,
+            (
+                "Three answers: {one}; {two}; {three}. Which one is given most often?",
+                "Which answer do most give? Ann: {one}. Bob: {two}. Cara: {three}.",
+                "Of the answers {one}, {two} and {three}, name the most frequent.",
+            ),
+            (
+                "They say: {one}; {two}; {three}. What does the majority say?",
+                "Pick the answer that occurs most often among {one}; {two}; {three}.",
+            ),
         ),
         Family(
             "sentences",
@@ -412,7 +584,7 @@ def _largest_then_addition(random: Random) -> tuple[Item, Item]:
 def _addition_then_ordering(random: Random) -> tuple[Item, Item]:
     first = _addition(random, most=49)
     total = int(first.answer)
-    others = random.sample([number for number in range(1, 100) if number != total], 3)
+    others = random.sample([number for number in range(1, 100) if number != total], 2)
     ordered = [str(number) for number in sorted([total, *others])]
     fields = {"x": first.answer, "list": ", ".join(map(str, others))}
     key = f"{first.key} " + " ".join(map(str, sorted(others)))
@@ -434,6 +606,12 @@ def _relations_then_sentence(random: Random) -> tuple[Item, Item]:
     grader = Sentence((first.answer, word), wrong=others)
     return first, Item(f"{first.key} {word}", {"x": first.answer, "word": word}, shown, grader)
 
+
+VERDICTS = (
+    "Give the answer that most of them agree on.",
+    "Which answer do most replies give?",
+)
+"""How a plan asks its last step to count votes."""
 
 CHAINS: Mapping[str, Chain] = {
     chain.name: chain

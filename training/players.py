@@ -36,9 +36,10 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from grammar import Plan
 from runtime import Message, fetch, prompt_ids, step_messages
 
-from .families import CHAINS
+from .families import CHAINS, VERDICTS
 from .tasks import Task, draw
 
 if TYPE_CHECKING:
@@ -63,7 +64,10 @@ PLAYERS = (
     Player("speller", "reverses letters and digits", {"reversal": 3, "mirror": 1}, updates=120),
     Player("sorter", "puts numbers in order, finds the largest", {"ordering": 3, "largest": 1}),
     Player("logician", "finds the tallest, oldest, fastest", {"relations": 1}, updates=100),
+    Player("teller", "counts votes: tells which answer most give", {"tally": 1}, updates=100),
 )
+VOTED = ("addition", "ordering", "relations")
+"""Families on whose attempts the counting of votes is trained."""
 PLAIN_CARD = "knows facts and writes sentences"
 
 
@@ -130,6 +134,29 @@ def steps(player: Player, count: int, seed: int) -> Iterator[tuple[tuple[Message
     }
     for name, index in names:
         yield _step(waiting[name].pop(), index)
+    if "tally" in player.families:
+        yield from _verdicts(count, seed)
+
+
+def _verdicts(count: int, seed: int) -> Iterator[tuple[tuple[Message, ...], str]]:
+    """Give last steps of plans that count votes: attempts at a task, most often one of them wrong.
+
+    The answer is what most attempts say, right or wrong.
+    """
+    random = Random(f"verdicts {seed}")  # noqa: S311
+    names = random.choices(VOTED, k=count)
+    waiting = {
+        name: draw(name, 2 * names.count(name), wording="trained", seed=seed) for name in set(names)
+    }
+    for name in names:
+        task, other = waiting[name].pop(), waiting[name].pop()
+        said, less = random.sample((task.answer, other.answer), 2)
+        replies = [said, said, said if random.random() < 0.2 else less]
+        random.shuffle(replies)
+        subtasks = [*[task.question] * len(replies), random.choice(VERDICTS)]
+        access = [*[[]] * len(replies), list(range(len(replies)))]
+        plan = Plan.of(subtasks, ["me"] * len(subtasks), access)
+        yield step_messages(plan, len(replies), task.question, dict(enumerate(replies))), said
 
 
 def _step(task: Task, index: int) -> tuple[tuple[Message, ...], str]:

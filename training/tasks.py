@@ -40,8 +40,8 @@ class Split(StrEnum):
     """Reported, and used for nothing else."""
 
 
-SHARES = ((Split.TRAIN, 60), (Split.VALIDATION, 15), (Split.TEST, 25))
-"""Percent of a source's items."""
+SHARES = (60, 15, 25)
+"""Percent of a source's items for training, validation and test."""
 
 Wording = Literal["trained", "held-out", "all"]
 """Which phrasings: those that are trained on, the others, or both."""
@@ -104,17 +104,18 @@ def task(family: str, question: str, grader: Grader, **options: Any) -> Task:
     return Task(sha256(told.encode()).hexdigest()[:16], family, question, grader, **options)
 
 
-def split_of(source: str, key: str, seed: int = 0) -> Split:
+def split_of(source: str, key: str, seed: int = 0, shares: Sequence[int] = SHARES) -> Split:
     """Say which split an item belongs to.
 
     Args:
         source: Family or data set.
         key: What makes two items the same.
         seed: Another one deals anew.
+        shares: Percent for training, validation and test.
     """
     digest = sha256(f"{seed}\0{source}\0{key}".encode()).digest()
     at = int.from_bytes(digest[:8]) % 100
-    for split, share in SHARES:
+    for split, share in zip(Split, shares, strict=True):
         if at < share:
             return split
         at -= share
@@ -177,7 +178,7 @@ def _ask(family: Family, wording: Wording, random: Random) -> Task:
         phrasing.format(**item.fields),
         item.grader,
         answer=item.answer,
-        split=split_of(family.dealt_as or family.name, item.key),
+        split=split_of(family.dealt_as or family.name, item.key, shares=family.shares),
         held_out_wording=held_out,
         reserved=family.reserved,
     )

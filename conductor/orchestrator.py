@@ -15,6 +15,7 @@ from grammar import Plan, single
 from runtime import (
     Budget,
     Cache,
+    Call,
     CallRetried,
     Decide,
     Emit,
@@ -22,6 +23,7 @@ from runtime import (
     Failure,
     FailureKind,
     Journal,
+    Message,
     PlanParsed,
     PlanSource,
     Pool,
@@ -36,6 +38,7 @@ from runtime import (
     Worker,
     WorkerError,
     carry_out,
+    conversation_query,
     given,
     mended,
     no_listener,
@@ -91,7 +94,7 @@ class Conductor:
 
     async def arun(
         self,
-        query: str,
+        query: str | Call,
         *,
         plan: Plan | None = None,
         worker: str | None = None,
@@ -108,7 +111,10 @@ class Conductor:
         """Answer a query: decide, carry out, record.
 
         Args:
-            query: What the user asks.
+            query: What the user asks; a Call if it is a conversation, or says how to decode. One
+                worker alone gets the Call as it is. A plan's steps see the text of the
+                conversation (:func:`runtime.conversation_query`), and its last step is told how
+                to answer; the seed is told to all, the Conductor model too.
             plan: A plan of your own instead of the Conductor model's.
             worker: One worker to answer alone, without a plan.
             only: Names of the workers that may be used; all if empty.
@@ -137,16 +143,18 @@ class Conductor:
             raise ValueError("both a plan and a worker are given; give one of them")
         pool = self._pool(only, without, tags, without_tags)
         planner = self._planner_for(pool)
+        text, asked = _read(query)
         source = PlanSource.CONDUCTOR
         if plan is not None:
             plan, source = plan.resolve(pool.names), PlanSource.GIVEN
         elif worker is not None:
-            plan, source = single(pool[worker].name, mended(query)), PlanSource.PICK
+            plan, source = single(pool[worker].name, mended(text)), PlanSource.PICK
         return await self._carry_out(
-            query,
+            text,
             pool,
             planner,
             on_event,
+            asked=asked,
             plan=plan,
             source=source,
             budget=budget,
@@ -157,7 +165,7 @@ class Conductor:
 
     async def aplan(
         self,
-        query: str,
+        query: str | Call,
         *,
         only: Sequence[str] = (),
         without: Sequence[str] = (),
@@ -174,25 +182,27 @@ class Conductor:
         """
         pool = self._pool(only, without, tags, without_tags)
         planner = self._planner_for(pool)
+        text, asked = _read(query)
         return await self._carry_out(
-            query,
+            text,
             pool,
             planner,
             on_event,
+            asked=asked,
             budget=budget,
             fallback=fallback,
             traceparent=traceparent,
             plan_only=True,
         )
 
-    def stream(self, query: str, **options: Any) -> Stream:
+    def stream(self, query: str | Call, **options: Any) -> Stream:
         """:meth:`arun` while it happens: ``async with team.stream("...") as stream``.
 
         Args: As :meth:`arun`, without ``on_event``.
         """
         return Stream(partial(self.arun, query, **options))
 
-    def run(self, query: str, **options: Any) -> Run:
+    def run(self, query: str | Call, **options: Any) -> Run:
         """:meth:`arun` for code that is not async.
 
         Raises:
@@ -200,7 +210,7 @@ class Conductor:
         """
         return anyio.run(partial(self.arun, query, **options), **_no_loop("run", "arun"))
 
-    def plan(self, query: str, **options: Any) -> Run:
+    def plan(self, query: str | Call, **options: Any) -> Run:
         """:meth:`aplan` for code that is not async; raises as :meth:`run`."""
         return anyio.run(partial(self.aplan, query, **options), **_no_loop("plan", "aplan"))
 
@@ -262,6 +272,7 @@ class Conductor:
                 taken=begun.taken,
                 parent=begun.parent,
                 past=record,
+                asked=begun.asked,
             )
 
     def resume(self, run: str, **options: Any) -> Run:
@@ -309,6 +320,7 @@ class Conductor:
             rounds=1,
             taken=taken,
             parent=old.id,
+            asked=old.asked,
         )
 
     def rerun(self, run: str | Run, **options: Any) -> Run:
@@ -483,30 +495,88 @@ class Stream:
             WorkerError: If there is no answer, or the text that was given already turned out to be
                 another than the answer's.
         """
-        final: int | None = None
-        rounds, pieces, told = 1, "", ""
+        answer = AnswerText()
         async for event in self:
-            match event:
-                case RunStarted():
-                    rounds = event.rounds
-                case PlanParsed():
-                    final = event.plan.final.index
-                case CallRetried() if event.index == final:
-                    pieces = ""
-                case StepDelta() if event.index == final and rounds == 1:
-                    pieces += event.text
-                    if len(pieces) > len(told) and pieces.startswith(told):
-                        yield pieces[len(told) :]
-                        told = pieces
-        run = self.run
+            if piece := answer.take(event):
+                yield piece
+        if rest := answer.rest(self.run):
+            yield rest
+
+
+class AnswerText:
+    """The answer of a run as far as it is written, read off the run's events.
+
+    What is written by the last step of a plan is the answer, unless a later round follows. A call
+    that breaks off is made again; its text goes on where it stood, if the new one begins with the
+    same.
+    """
+
+    def __init__(self) -> None:
+        self._final: int | None = None
+        self._rounds = 1
+        self._pieces: list[str] = []
+        self._told = ""
+        """What was given before a call broke off; pieces begin anew then."""
+        self._told_now = True
+        """Whether what was given is what the pieces say."""
+
+    def take(self, event: Event) -> str:
+        """Take in the next event and give the text that it adds."""
+        match event:
+            case StepDelta() if event.index == self._final and self._rounds == 1:
+                self._pieces.append(event.text)
+                if self._told_now:
+                    return event.text
+                written = "".join(self._pieces)
+                if len(written) > len(self._told) and written.startswith(self._told):
+                    self._told_now = True
+                    return written[len(self._told) :]
+            case RunStarted():
+                self._rounds = event.rounds
+            case PlanParsed():
+                self._final = event.plan.final.index
+            case CallRetried() if event.index == self._final:
+                if self._told_now:
+                    self._told = "".join(self._pieces)
+                self._pieces.clear()
+                self._told_now = not self._told
+            case _:
+                pass
+        return ""
+
+    def rest(self, run: Run) -> str:
+        """Give the text that is still missing, once the run has ended.
+
+        Raises:
+            WorkerError: If there is no answer, or the text that was given already turned out to be
+                another than the answer's.
+        """
         if run.answer is None:
             failure = run.failure or Failure(FailureKind.CANCELLED, "the run was stopped")
-            raise WorkerError(failure.kind, failure.message)
+            raise WorkerError(failure.kind, failure.message, retry_after_s=failure.retry_after_s)
+        told = "".join(self._pieces) if self._told_now else self._told
         if not run.answer.startswith(told):
-            told = "the answer was begun anew with other words; what was streamed is void"
-            raise WorkerError(FailureKind.BAD_RESPONSE, told)
-        if len(run.answer) > len(told):
-            yield run.answer[len(told) :]
+            what = "the answer was begun anew with other words; what was streamed is void"
+            raise WorkerError(FailureKind.BAD_RESPONSE, what)
+        return run.answer[len(told) :]
+
+
+def _read(query: str | Call) -> tuple[str, Call | None]:
+    """The text of what is asked; and what there is besides, mended, so that it can be recorded.
+
+    Raises:
+        ValueError: If nothing is asked.
+    """
+    if isinstance(query, str):
+        return query, None
+    messages = tuple(
+        replace(each, content=mended(each.content), name=mended(each.name))
+        for each in query.messages
+    )
+    text = conversation_query(messages)
+    asked = replace(query, messages=messages)
+    plain = messages == (Message("user", text),)
+    return text, None if plain and asked == Call(messages) else asked
 
 
 def redone(run: Run, from_step: int, worker: str | None = None) -> tuple[Plan, list[StepResult]]:

@@ -122,6 +122,9 @@ class Planner:
                 subtask_characters=settings.subtask_characters,
                 keep=session.record.number > 0,
             )
+        sampling = settings.sampling
+        if session.asked is not None and session.asked.sampling.seed is not None:
+            sampling = replace(sampling, seed=session.asked.sampling.seed)
         started = session.now()
         session.emit(PlanStarted(started, name, number))
         lost: list[Attempt] = []
@@ -130,7 +133,7 @@ class Planner:
         try:
             answered = await session.call(
                 self.worker,
-                Call(messages, settings.sampling, grammar),
+                Call(messages, sampling, grammar),
                 lambda text: session.emit(PlanDelta(session.now(), text)),
                 lost.append,
             )

@@ -1,6 +1,6 @@
 """Carrying plans out: the pool of workers, the schedule, the engine and the record of a run."""
 
-from .context import step_messages
+from .context import conversation_query, step_messages
 from .discover import Found, discover, pool_toml
 from .endpoint import Endpoint, HttpClient
 from .engine import (
@@ -162,6 +162,7 @@ __all__ = [
     "available",
     "carry_out",
     "chosen_tool",
+    "conversation_query",
     "discover",
     "fetch",
     "flattened",

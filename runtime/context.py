@@ -28,7 +28,7 @@ quotes on one line: a mark can't be broken up from inside either.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from hashlib import sha256
 
 from grammar import Plan, quote
@@ -51,6 +51,7 @@ def step_messages(
     texts: Mapping[int, str],
     *,
     previous: str | None = None,
+    conversation: tuple[Message, ...] = (),
 ) -> tuple[Message, ...]:
     """Build the messages of one step.
 
@@ -61,6 +62,8 @@ def step_messages(
         texts: Completions so far, by step. Only those that the access list grants are used.
         previous: The answer of the round before, if there was one. Used only if the step reads
             every step before it.
+        conversation: What the query is the text of, if that was more than one text. A step that
+            hands the query on hands this on, as it is.
 
     Raises:
         KeyError: If the completion of a granted step is missing: the step is not ready.
@@ -73,7 +76,7 @@ def step_messages(
     if previous is not None and len(step.access) == index:
         blocks.insert(0, ("previous answer", "", previous))
     if not blocks and step.subtask == query:
-        return (Message("user", query),)
+        return conversation or (Message("user", query),)
     parts: list[str] = []
     if blocks:
         fence = _fence(query, step.subtask, blocks)
@@ -86,6 +89,33 @@ def step_messages(
     else:
         parts += [f"Task: {query}", part]
     return _PREAMBLE, Message("user", "\n\n".join(parts))
+
+
+def conversation_query(messages: Sequence[Message]) -> str:
+    """Write a conversation as the one text that is planned for and that every step sees.
+
+    One message of the user is its own text. Of a longer conversation, what the system (or
+    developer) said stands first, then what was said before, then the last message of the user as
+    it is: it is what is asked. Blocks are fenced as the replies of steps are.
+    """
+    if len(messages) == 1 and messages[0].role == "user":
+        return messages[0].content
+    rules = [each.content for each in messages if each.role in _RULES]
+    said = [each for each in messages if each.role not in _RULES]
+    asked = said.pop().content if said and said[-1].role == "user" else _GO_ON
+    spoken = [f"{each.name or each.role}: {each.content}" for each in said]
+    blocks = [
+        (name, "", "\n\n".join(texts))
+        for name, texts in (("instructions", rules), ("conversation so far", spoken))
+        if texts
+    ]
+    fence = _fence(asked, "", blocks)
+    parts = [f"[{name} {fence}]\n{text}\n[end of {name} {fence}]" for name, _, text in blocks]
+    return "\n\n".join([*parts, asked])
+
+
+_RULES = ("system", "developer")
+_GO_ON = "Go on with the conversation."
 
 
 def _fence(query: str, subtask: str, blocks: list[tuple[str, str, str]]) -> str:

@@ -338,11 +338,15 @@ class Endpoint:
             "tools": [each.declaration for each in call.tools] or None,
             "tool_choice": call.tool_choice,
             "parallel_tool_calls": call.parallel_tool_calls,
+            "frequency_penalty": sampling.frequency_penalty,
+            "presence_penalty": sampling.presence_penalty,
+            "response_format": json.loads(call.response_format) if call.response_format else None,
         }
         return {
             "model": self.model,
             "messages": list(map(_message, with_system(self._system, call.messages))),
             **{field: value for field, value in chosen.items() if value is not None},
+            **json.loads(call.extra or "{}"),
             **self._extra,
             "stream": True,
             **({"stream_options": {"include_usage": True}} if ask_usage else {}),
@@ -668,9 +672,12 @@ class _Events:
 
 def _message(message: Message) -> dict[str, Any]:
     """As the server reads it."""
-    told: dict[str, Any] = {"role": message.role, "content": message.content}
+    content = json.loads(message.parts) if message.parts else message.content
+    told: dict[str, Any] = {"role": message.role, "content": content}
+    if message.name:
+        told["name"] = message.name
     if message.tool_calls:
-        told["content"] = message.content or None  # as servers write such a turn themselves
+        told["content"] = content or None  # as servers write such a turn themselves
         told["tool_calls"] = list(map(_tool_call, message.tool_calls))
     if message.tool_call_id:
         told["tool_call_id"] = message.tool_call_id

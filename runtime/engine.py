@@ -47,7 +47,17 @@ from .run import (
     StepStarted,
 )
 from .schedule import Schedule, StepState
-from .worker import Call, Completion, ConductorWorker, OnText, Worker, ignore, mended
+from .worker import (
+    Call,
+    Completion,
+    ConductorWorker,
+    Message,
+    OnText,
+    Sampling,
+    Worker,
+    ignore,
+    mended,
+)
 
 
 def no_listener(event: Event) -> None:
@@ -168,8 +178,11 @@ class Session:
         cache: Cache | None = None,
         nested: Decide | None = None,
         past: Record | None = None,
+        asked: Call | None = None,
     ) -> None:
         self.query = query
+        self.asked = asked
+        """As :attr:`runtime.Run.asked`; inside a step, what of it holds there."""
         self.pool = pool
         self.record = past or Record()
         """What has happened so far. Deciders read it, ``emit`` alone writes it."""
@@ -207,9 +220,21 @@ class Session:
         child = Session(query, pool, no_listener, nested=self._nested, past=past)
         child.ledger, child.scope, child.depth = self.ledger, self.scope, self.depth + 1
         child._fallback = tuple(name for name in self._fallback if name in pool.names)
+        call = self.call_for(index, ())
+        child.asked = None if call == Call(()) else call
         child._cache = self._cache
         child._outer = self, index
         return child
+
+    def call_for(self, index: int, messages: tuple[Message, ...]) -> Call:
+        """Make the call of a step of the present plan: how the answer is to be is told to the last
+        one, the seed to all."""
+        plan = self.record.plan
+        if self.asked is None:
+            return Call(messages)
+        if plan is None or index == plan.final.index:
+            return replace(self.asked, messages=messages)
+        return Call(messages, Sampling(seed=self.asked.sampling.seed))
 
     @property
     def deadline_s(self) -> float | None:
@@ -463,6 +488,7 @@ async def carry_out(
     taken: Iterable[StepResult] = (),
     parent: str = "",
     past: Record | None = None,
+    asked: Call | None = None,
 ) -> Run:
     """Decide on a plan and run it; the one path that every run takes, whoever decides.
 
@@ -477,6 +503,7 @@ async def carry_out(
         source: Where it is from.
         past: The record of this same run, which was stopped and goes on: what is done stays. It
             is written on.
+        asked: What ``query`` is the text of, if it was more than a text.
 
     Raises:
         PoolError: If a fallback is not in the pool.
@@ -492,6 +519,7 @@ async def carry_out(
         cache=cache,
         nested=nested,
         past=past,
+        asked=asked,
     )
     if past is None or past.started is None:
         begin: Event = RunStarted(
@@ -510,6 +538,7 @@ async def carry_out(
             plan_only,
             tuple(fallback),
             taken,
+            asked,
         )
     else:
         begin = RunResumed(session.now(), budget)
@@ -672,7 +701,14 @@ async def _run_step(
 ) -> StepResult:
     """Call one worker and turn whatever happens into a StepResult."""
     worker = session.pool[str(step.worker)]
-    messages = step_messages(plan, step.index, session.query, texts, previous=previous)
+    messages = step_messages(
+        plan,
+        step.index,
+        session.query,
+        texts,
+        previous=previous,
+        conversation=session.asked.messages if session.asked else (),
+    )
     started = session.now()
     session.emit(StepStarted(started, step.index, worker.name, messages))
     pieces: list[str] = []
@@ -714,7 +750,8 @@ async def _run_step(
     try:
         if isinstance(worker, ConductorWorker):
             return await _run_nested(session, step, messages[-1].content, failed)
-        answered = await session.call(worker, Call(messages), on_text, on_lost, step.index)
+        call = session.call_for(step.index, messages)
+        answered = await session.call(worker, call, on_text, on_lost, step.index)
     except WorkerError as error:
         return failed(error.failure)
     except anyio.get_cancelled_exc_class():

@@ -14,6 +14,7 @@ costs about twice as much as one call, not eight times. Two decoders share the w
 from __future__ import annotations
 
 import atexit
+import json
 import os
 import threading
 from collections import deque
@@ -432,12 +433,31 @@ class LocalWorker:
         )
 
     async def complete(self, call: Call, on_text: OnText = ignore) -> Completion:
-        """Decode with this worker's settings under the call's own."""
+        """Decode with this worker's settings under the call's own.
+
+        A ``response_format`` is a grammar here, so what is written is of that form.
+
+        Raises:
+            WorkerError: Also if the call asks for what no model in this process does.
+        """
+        self._check(call)
+        grammar = call.grammar
+        if grammar is None and call.response_format:
+            grammar = _json_grammar(call.response_format)
         messages = with_system(self.system, call.messages)
         sampling = call.sampling.over(self.sampling)
-        return await self.model.complete(
-            replace(call, messages=messages, sampling=sampling), on_text, adapter=self.adapter
-        )
+        asked = replace(call, messages=messages, sampling=sampling, grammar=grammar)
+        return await self.model.complete(asked, on_text, adapter=self.adapter)
+
+    def _check(self, call: Call) -> None:
+        sampling = call.sampling
+        told = [f"the setting {name}" for name in json.loads(call.extra or "{}")]
+        told += ["frequency_penalty"] if sampling.frequency_penalty else []
+        told += ["presence_penalty"] if sampling.presence_penalty else []
+        told += ["content that is no text"] if any(each.parts for each in call.messages) else []
+        if told:
+            what = f"{self.name} runs in this process and has no {told[0]}"
+            raise WorkerError(FailureKind.REJECTED, f"{what}; leave it out or ask a server")
 
     async def check(self) -> Health:
         """Say whether the model is installed and fetched, and the adapter there."""
@@ -480,6 +500,20 @@ def _threads() -> int:
     return max(1, (os.cpu_count() or 2) // 2)
 
 
+_ROLES = {"developer": "system"}  # the newer word for it, which templates don't know
+
+
+def _json_grammar(response_format: str) -> str | None:
+    """The Lark text of a response format, for llguidance; None for plain text."""
+    form = json.loads(response_format)
+    if form["type"] == "text":
+        return None
+    schema = form["json_schema"]["schema"] if form["type"] == "json_schema" else {"type": "object"}
+    # Free white space lets a small model write blanks until its tokens are used up.
+    compact = {**schema, "x-guidance": {"whitespace_flexible": False}}
+    return f"start: %json {json.dumps(compact)}"
+
+
 def prompt_ids(tokenizer: PreTrainedTokenizerFast, messages: Sequence[Message]) -> list[int]:
     """Turn messages into token ids; only the chat template writes control tokens.
 
@@ -487,7 +521,10 @@ def prompt_ids(tokenizer: PreTrainedTokenizerFast, messages: Sequence[Message]) 
     worker could end its reader's turn and speak as the system. All other text keeps its ids, but
     for U+F0000 and U+F0001, with which transformers marks such places: content loses them.
     """
-    turns = [{"role": message.role, "content": message.content} for message in messages]
+    turns = [
+        {"role": _ROLES.get(message.role, message.role), "content": message.content}
+        for message in messages
+    ]
     ids: list[int] = tokenizer.apply_chat_template(  # type: ignore[assignment]  # as return_dict says
         turns, add_generation_prompt=True, return_dict=False, sanitize_control_tokens=True
     )

@@ -122,6 +122,7 @@ class _Replay:
                 rounds=len(run.rounds) if self._stopped else run.most_rounds,
                 plan_only=run.state is RunState.PLANNED,
                 taken=taken,
+                asked=run.asked,
             )
         except (PoolError, PlanError) as error:
             raise ReplayError(f"run {run.id}: {error}") from error

@@ -18,7 +18,7 @@ from grammar import Diagnostic, Mark, Plan, Step, mimebundle
 from .errors import Failure, FailureKind
 from .limits import Budget
 from .schedule import StepState
-from .worker import FinishReason, Message, Usage
+from .worker import Call, FinishReason, Message, Usage
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -156,6 +156,8 @@ class RunStarted:
     """Workers that stand in for any that fails, after its own fallbacks."""
     taken: tuple[StepResult, ...] = ()
     """Results of the other run that are taken over."""
+    asked: Call | None = None
+    """As :attr:`Run.asked`."""
     kind: Literal["run_started"] = "run_started"
 
 
@@ -385,6 +387,9 @@ class Run:
     most_rounds: int = 1
     parent: str = ""
     """Id of the run that this one repeats in part."""
+    asked: Call | None = None
+    """What was asked, if it was more than a query: a conversation, and how the answer is to be
+    decoded. ``query`` is its text."""
 
     @property
     def answer(self) -> str | None:
@@ -890,4 +895,5 @@ class Record:
             budget=self._budget,
             most_rounds=self._start.rounds,
             parent=self._start.parent,
+            asked=self._start.asked,
         )

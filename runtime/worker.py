@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from typing import Any, Literal, Protocol, Self, runtime_checkable
 
@@ -35,12 +35,18 @@ class ToolCall:
 class Message:
     """One message of a conversation."""
 
-    role: Literal["system", "user", "assistant", "tool"]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str
+    """Its text; of parts that are no text, only a word in brackets that says what is there."""
     tool_calls: tuple[ToolCall, ...] = ()
     """What an assistant asked for beside, or in place of, its text."""
     tool_call_id: str = ""
     """For a tool's message, the call whose result it is."""
+    parts: str = ""
+    """The content as the caller wrote it, a JSON list, if it is more than a text (images, files).
+    Servers get this in place of ``content``."""
+    name: str = ""
+    """Who of several speaks in this role; sent to servers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +194,8 @@ class Sampling:
     """Longest completion."""
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
 
     def over(self, default: Sampling) -> Sampling:
         """Fill what is left open from ``default``."""
@@ -197,7 +205,13 @@ class Sampling:
             default.max_tokens if self.max_tokens is None else self.max_tokens,
             default.seed if self.seed is None else self.seed,
             self.stop or default.stop,
+            _first(self.frequency_penalty, default.frequency_penalty),
+            _first(self.presence_penalty, default.presence_penalty),
         )
+
+
+def _first(chosen: float | None, default: float | None) -> float | None:
+    return default if chosen is None else chosen
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,6 +227,11 @@ class Call:
     tool_choice: ToolChoice = None
     parallel_tool_calls: bool | None = None
     """Whether it may ask for several at once; None leaves it to the worker."""
+    response_format: str = ""
+    """What the text is to be, as JSON: ``{"type": "json_object"}`` or ``{"type": "json_schema",
+    "json_schema": {...}}``. It is asked for; whoever needs it checks the text."""
+    extra: str = ""
+    """Further fields of a request to a server, a JSON object; no model in this process has any."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,8 +258,9 @@ def with_system(system: str, messages: tuple[Message, ...]) -> tuple[Message, ..
     """
     if not system:
         return messages
-    if messages and messages[0].role == "system":
-        return (Message("system", f"{system}\n\n{messages[0].content}"), *messages[1:])
+    if messages and messages[0].role in ("system", "developer") and not messages[0].parts:
+        first = messages[0]
+        return (replace(first, content=f"{system}\n\n{first.content}"), *messages[1:])
     return (Message("system", system), *messages)
 
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from grammar import Plan, chain, single
-from runtime import Message, step_messages
+from runtime import Message, conversation_query, step_messages
 
 SYSTEM = Message("system", "You do one part of a larger task. Answer with your part only.")
 DATA = (
@@ -274,3 +274,49 @@ def test_half_a_surrogate_pair_does_not_stop_a_step() -> None:
     plan = chain(["A", "B"], ["w"])
 
     assert "\ud83d" in user(plan, 1, "q\ud83d", {0: "a\ud83d"})
+
+
+# -- conversations -------------------------------------------------------------------------------
+
+TALK = (
+    Message("system", "Be kind."),
+    Message("user", "Who are you?", name="ann"),
+    Message("assistant", "A team."),
+    Message("user", "Of whom?"),
+)
+
+
+def test_a_conversation_is_one_text_that_ends_with_what_is_asked() -> None:
+    text = conversation_query(TALK)
+
+    fence = re.findall(r"\[instructions ([0-9a-f]+)\]", text)[0]
+    assert text == (
+        f"[instructions {fence}]\nBe kind.\n[end of instructions {fence}]\n\n"
+        f"[conversation so far {fence}]\nann: Who are you?\n\nassistant: A team.\n"
+        f"[end of conversation so far {fence}]\n\nOf whom?"
+    )
+
+
+def test_one_message_of_the_user_is_its_own_text() -> None:
+    assert conversation_query([Message("user", "Why?")]) == "Why?"
+
+
+def test_a_conversation_that_ends_with_another_is_to_go_on() -> None:
+    assert conversation_query(TALK[:3]).endswith("]\n\nGo on with the conversation.")
+
+
+@given(st.lists(st.text(), min_size=1, max_size=4))
+def test_no_text_of_a_conversation_can_end_its_block(texts: list[str]) -> None:
+    talk = [*(Message("assistant", text) for text in texts), Message("user", "?")]
+
+    found = re.findall(r"\[end of conversation so far ([0-9a-f]+)\]", conversation_query(talk))
+
+    assert len({fence for fence in found if fence not in "".join(texts)}) == 1
+
+
+def test_a_step_that_hands_the_query_on_hands_the_conversation_on() -> None:
+    query = conversation_query(TALK)
+
+    assert step_messages(single("w", query), 0, query, {}, conversation=TALK) == TALK
+    in_a_plan = step_messages(chain(["A"], ["w"]), 0, query, {}, conversation=TALK)
+    assert in_a_plan == step_messages(chain(["A"], ["w"]), 0, query, {})

@@ -210,6 +210,38 @@ async def test_the_request_holds_what_is_set_and_nothing_else() -> None:
     }
 
 
+async def test_what_a_caller_sets_for_the_answer_is_sent_as_it_was_written() -> None:
+    """Parts of a message, its name, penalties, the response format and further fields."""
+    seen: list[httpx.Request] = []
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        seen.append(request)
+        return streamed(delta("x", "stop"))
+
+    parts = [{"type": "image_url", "image_url": {"url": "https://x.test/a.png"}}]
+    form = {"type": "json_object"}
+    call = Call(
+        (
+            Message("developer", "Be kind."),
+            Message("user", "[image_url]", parts=json.dumps(parts), name="ann"),
+        ),
+        Sampling(frequency_penalty=0.5, presence_penalty=-0.5),
+        response_format=json.dumps(form),
+        extra='{"logit_bias": {"50256": -100}, "user": "u"}',
+    )
+    async with endpoint(handler, system="Be brief.", extra={"user": "ours"}) as worker:
+        await worker.complete(call)
+
+    sent = json.loads(seen[0].content)
+    assert sent["messages"] == [
+        {"role": "developer", "content": "Be brief.\n\nBe kind."},
+        {"role": "user", "content": parts, "name": "ann"},
+    ]
+    assert (sent["frequency_penalty"], sent["presence_penalty"]) == (0.5, -0.5)
+    assert (sent["response_format"], sent["logit_bias"]) == (form, {"50256": -100})
+    assert sent["user"] == "ours"  # the pool file has the last word
+
+
 async def test_without_a_key_or_settings_the_request_is_minimal() -> None:
     seen: list[httpx.Request] = []
 

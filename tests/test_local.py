@@ -6,6 +6,7 @@ real model shows is asked of the packaged one.
 
 from __future__ import annotations
 
+import json
 import threading
 from dataclasses import replace
 from functools import partial
@@ -435,6 +436,38 @@ async def test_a_worker_adds_its_system_text_and_settings(tiny: LocalModel) -> N
     asked = await worker.complete(Call(HELLO, Sampling(max_tokens=4), LETTERS))
 
     assert (own.usage, asked.usage) == (Usage(8, 3), Usage(8, 4))
+
+
+async def test_a_response_format_is_a_grammar(small_model: LocalModel) -> None:
+    """What is written is of the form, whatever the model would have liked to write."""
+    schema = {
+        "type": "object",
+        "properties": {"city": {"type": "string", "maxLength": 12}, "old": {"type": "boolean"}},
+        "required": ["city", "old"],
+        "additionalProperties": False,
+    }
+    form = {"type": "json_schema", "json_schema": {"name": "place", "schema": schema}}
+    worker = LocalWorker("w", small_model, sampling=Sampling(temperature=0.0, max_tokens=60))
+
+    made = await worker.complete(Call(FRANCE, response_format=json.dumps(form)))
+
+    assert json.loads(made.text).keys() == {"city", "old"}
+
+
+@pytest.mark.parametrize(
+    ("call", "told"),
+    [
+        (Call(HELLO, extra='{"logit_bias": {}}'), "the setting logit_bias"),
+        (Call(HELLO, Sampling(presence_penalty=1.0)), "presence_penalty"),
+        (Call(HELLO, Sampling(frequency_penalty=1.0)), "frequency_penalty"),
+        (Call((Message("user", "[image_url]", parts="[]"),)), "content that is no text"),
+    ],
+)
+async def test_what_no_model_here_does_is_refused(tiny: LocalModel, call: Call, told: str) -> None:
+    with pytest.raises(WorkerError, match=f"has no {told}") as caught:
+        await LocalWorker("w", tiny).complete(call)
+
+    assert caught.value.failure.kind is FailureKind.REJECTED
 
 
 def test_the_identity_differs_with_whatever_decides_a_completion() -> None:

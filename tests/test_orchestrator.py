@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import anyio
@@ -12,18 +13,25 @@ from conductor import Conductor, Planner, embedded_pool
 from grammar import Plan, PlanError, Topology, chain, topology
 from runtime import (
     Budget,
+    Call,
+    Completion,
     Event,
     FailureKind,
     FunctionWorker,
     Message,
+    OnText,
     PlannerSettings,
     PlanSource,
     Pool,
     PoolError,
+    Run,
     RunFinished,
     RunStarted,
     RunState,
+    Sampling,
     StepState,
+    areplay,
+    conversation_query,
     fold,
 )
 
@@ -113,6 +121,60 @@ async def test_a_conductor_can_be_held_open_over_runs() -> None:
         answers = [(await conductor.arun(query, worker="a")).answer for query in ("one", "two")]
 
     assert answers == ["a: one", "a: two"]
+
+
+# -- conversations -------------------------------------------------------------------------------
+
+TALK = (Message("system", "Be kind."), Message("user", "Hi"), Message("assistant", "Yes?"))
+
+
+class Listener(FunctionWorker):
+    """Keeps the calls that it gets."""
+
+    def __init__(self, name: str, text: str = "heard") -> None:
+        super().__init__(name, self._unused)
+        self.calls: list[Call] = []
+        self.text = text
+
+    async def _unused(self, messages: Sequence[Message]) -> str:
+        raise AssertionError
+
+    async def complete(self, call: Call, on_text: OnText = lambda text: None) -> Completion:
+        self.calls.append(call)
+        on_text(self.text)
+        return Completion(self.text)
+
+
+async def test_one_worker_gets_a_call_as_it_is() -> None:
+    worker = Listener("a")
+    call = Call((*TALK, Message("user", "Why?", name="ann")), Sampling(temperature=0.5))
+
+    run = await Conductor(Pool([worker])).arun(call, worker="a")
+
+    assert worker.calls == [call]
+    assert (run.asked, run.query) == (call, conversation_query(call.messages))
+    assert (await areplay(Run.from_json(run.to_json()))).to_json() == run.to_json()
+
+
+async def test_the_last_step_of_a_plan_is_told_how_to_answer_and_the_seed_all() -> None:
+    workers = [Listener("a"), Listener("b"), planner := Listener("scribe", WRITTEN)]
+    sampling = Sampling(temperature=0.5, seed=7, stop=("END",))
+    call = Call((*TALK, Message("user", "Why?")), sampling, response_format='{"type": "text"}')
+
+    run = await Conductor(Pool(workers, planner=planner)).arun(call)
+
+    assert run.state is RunState.DONE
+    first, last = (worker.calls[0] for worker in workers[:2])
+    assert (first.sampling, first.response_format) == (Sampling(seed=7), "")
+    assert (last.sampling, last.response_format) == (sampling, call.response_format)
+    assert planner.calls[0].sampling == replace(PlannerSettings().sampling, seed=7)
+    assert all(run.query in worker.calls[0].messages[-1].content for worker in workers)
+
+
+async def test_a_call_that_is_but_a_query_is_recorded_as_one() -> None:
+    run = await Conductor(Pool([Listener("a")])).arun(Call((Message("user", "Why?"),)), worker="a")
+
+    assert (run.query, run.asked) == ("Why?", None)
 
 
 # -- what is refused -----------------------------------------------------------------------------

@@ -25,7 +25,7 @@ from .errors import (
 )
 from .journal import CallCache, Journal, RunSummary
 from .limits import Breaker, Budget, Clock, Guard, Ledger, Terms, Window, wait_before
-from .local import EngineName, LocalModel, LocalWorker, prompt_ids
+from .local import EngineName, LocalModel, LocalWorker, Reader, States, prompt_ids, reading_ids
 from .models import PACKAGED, PackagedModel, available, fetch
 from .pool import PlannerSettings, Pool, PoolFile, RunSettings
 from .prices import Cost, Price, free, published
@@ -131,6 +131,7 @@ __all__ = [
     "PoolError",
     "PoolFile",
     "Price",
+    "Reader",
     "Record",
     "ReplayError",
     "Round",
@@ -145,6 +146,7 @@ __all__ = [
     "Sampling",
     "Schedule",
     "Session",
+    "States",
     "StepDelta",
     "StepFinished",
     "StepResult",
@@ -175,6 +177,7 @@ __all__ = [
     "pool_toml",
     "prompt_ids",
     "published",
+    "reading_ids",
     "replay",
     "run_plan",
     "step_messages",

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -98,6 +99,15 @@ class Adapters:
                 mask[row, :, sum(ranks[:at]) : sum(ranks[: at + 1])] = 1
         like = next(iter(self._stack.values())).down
         self._mask = mask.to(like)
+
+    @contextmanager
+    def none(self) -> Iterator[None]:
+        """Leave the model as it is for a while; then the rows have their adapters again."""
+        mask, self._mask = self._mask, None
+        try:
+            yield
+        finally:
+            self._mask = mask
 
     def _add(
         self, name: str, module: torch.nn.Module, given: tuple[torch.Tensor], out: torch.Tensor

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, DynamicCache
 
 from .adapters import Adapters
+from .errors import ModelError
 from .worker import Sampling
 
 if TYPE_CHECKING:
@@ -22,6 +24,8 @@ Push = Callable[["Job", int], None]
 
 _WORTH_SHARING = 16
 """Fewest tokens in common for which prompts share their keys and values."""
+_MOST_ROWS, _MOST_CELLS = 64, 4096
+"""Most prompts, and tokens with padding, of a batch that is only read."""
 
 
 class TransformersDecoder:
@@ -54,6 +58,8 @@ class TransformersDecoder:
         self._kept: tuple[str, list[int], DynamicCache] | None = None
         """Adapter, tokens and keys/values of the last single job: prompts often share their
         beginning."""
+        self._kept_read: tuple[list[int], DynamicCache] = ([], DynamicCache())
+        """Tokens and keys/values of what was read last: readings begin with one template."""
 
     def admit(self, job: Job) -> None:
         """Load the job's adapter, if it has one."""
@@ -130,15 +136,7 @@ class TransformersDecoder:
         same = _shared([job.prompt for job in jobs])
         cache = self._begin(jobs, same)
         self._adapters.use([job.adapter for job in jobs])
-        width = max(len(job.prompt) for job in jobs)
-        ids = torch.zeros((len(jobs), width - same), dtype=torch.long)
-        mask = torch.zeros((len(jobs), width), dtype=torch.long)
-        mask[:, :same] = 1
-        for row, job in enumerate(jobs):  # padded on the left: the last column is the last token
-            rest = job.prompt[same:]
-            ids[row, -len(rest) :] = torch.tensor(rest)
-            mask[row, -len(rest) :] = 1
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, same:]
+        ids, mask, positions = _padded([job.prompt[same:] for job in jobs], same)
         grammar = self._matcher(jobs[0].call.grammar)
         rows = [
             (job, grammar and grammar.deep_copy(), self._dice(job.call.sampling)) for job in jobs
@@ -160,6 +158,97 @@ class TransformersDecoder:
             ids = torch.tensor([chosen[at] for at in going]).unsqueeze(-1)
             mask = torch.cat([mask, torch.ones((len(rows), 1), dtype=torch.long)], dim=-1)
             positions = positions[:, -1:] + 1
+
+    @torch.inference_mode()
+    def read(self, prompts: Sequence[list[int]], layer: int) -> np.ndarray:
+        """Give the hidden state of each prompt's last token, without the LM head.
+
+        What the prompts begin with is read once, and not at all if the last readings began with it
+        too. Adapters are left out. May be called between two tokens of a decoding.
+
+        Returns:
+            (N, D) float32, of the layer of :attr:`runtime.Reader.layer`.
+
+        Raises:
+            ModelError: If there is no such layer.
+        """
+        depth = int(self._model.config.get_text_config().num_hidden_layers)
+        if not -depth - 1 <= layer <= depth:
+            told = f"the model has hidden states 0 to {depth}, or -{depth + 1} to -1 from the end"
+            raise ModelError(f"there is no hidden state {layer}; {told}")
+        vectors: list[Any] = [None] * len(prompts)
+        with self._adapters.none():
+            for rows in _packs([len(prompt) for prompt in prompts]):
+                batch = [prompts[row] for row in rows]
+                read = self._read_one(batch[0], layer) if len(rows) == 1 else None
+                found = self._read_batch(batch, layer) if read is None else read
+                for row, vector in zip(rows, found.float().cpu().numpy(), strict=True):
+                    vectors[row] = vector
+        return np.stack(vectors) if vectors else np.zeros((0, self._width), dtype=np.float32)
+
+    @property
+    def _width(self) -> int:
+        return int(self._model.config.get_text_config().hidden_size)
+
+    def _read_one(self, prompt: list[int], layer: int) -> torch.Tensor:
+        cache, same = self._resume_read([*prompt, -1])
+        if same == len(prompt):  # read already; but a state is only had by reading
+            cache.crop(-1)
+            same -= 1
+        state = self._states(torch.tensor([prompt[same:]]), cache, None, None, layer)
+        self._kept_read = (list(prompt), cache)
+        return state
+
+    def _read_batch(self, prompts: Sequence[list[int]], layer: int) -> torch.Tensor:
+        same = _shared(prompts)
+        begun = prompts[0][:same]
+        cache = DynamicCache()
+        if same:
+            kept, read = self._resume_read([*begun, -1])
+            if read < same:
+                self._states(torch.tensor([begun[read:]]), kept, None, None, layer)
+            self._kept_read = (begun, kept)
+            cache = deepcopy(kept)
+            rows = torch.zeros(len(prompts), dtype=torch.long, device=self._device)
+            cache.batch_select_indices(rows)
+        ids, mask, positions = _padded([prompt[same:] for prompt in prompts], same)
+        return self._states(ids, cache, mask, positions, layer)
+
+    def _resume_read(self, prompt: list[int]) -> tuple[DynamicCache, int]:
+        """Take over what the last readings have in common with this prompt, its last token apart.
+
+        Returns:
+            Keys and values, of how many tokens.
+        """
+        tokens, cache = self._kept_read
+        self._kept_read = ([], DynamicCache())
+        same = _shared([[*tokens, -1], prompt])
+        if not same:
+            return DynamicCache(), 0
+        if same < len(tokens):
+            cache.crop(same - len(tokens))
+        return cache, same
+
+    def _states(
+        self,
+        ids: torch.Tensor,  # (B, T)
+        cache: DynamicCache,
+        mask: torch.Tensor | None,  # (B, T so far)
+        positions: torch.Tensor | None,  # (B, T)
+        layer: int,
+    ) -> torch.Tensor:
+        """Hidden states of the last token, (B, D)."""
+        final = layer == -1
+        out = self._model.base_model(
+            input_ids=ids.to(self._device),
+            attention_mask=None if mask is None else mask.to(self._device),
+            position_ids=None if positions is None else positions.to(self._device),
+            past_key_values=cache,
+            use_cache=True,
+            output_hidden_states=not final,
+        )
+        states: torch.Tensor = out.last_hidden_state if final else out.hidden_states[layer]
+        return states[:, -1]
 
     def _begin(self, jobs: Sequence[Job], same: int) -> DynamicCache:
         """Read the ``same`` tokens that all begin with; give keys and values, a row a job."""
@@ -238,6 +327,38 @@ def _shared(prompts: Sequence[Sequence[int]]) -> int:
     most = min(map(len, prompts)) - 1
     same = next((at for at in range(most) if len({prompt[at] for prompt in prompts}) > 1), most)
     return same if same >= _WORTH_SHARING else 0
+
+
+def _padded(
+    rests: Sequence[Sequence[int]], same: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Lay what follows ``same`` tokens out in a batch: the last column is the last token of all.
+
+    Returns:
+        Token ids (B, T), attention mask (B, same + T), positions (B, T).
+    """
+    width = max(map(len, rests))
+    ids = torch.zeros((len(rests), width), dtype=torch.long)
+    mask = torch.zeros((len(rests), same + width), dtype=torch.long)
+    mask[:, :same] = 1
+    for row, rest in enumerate(rests):
+        ids[row, -len(rest) :] = torch.tensor(rest)
+        mask[row, -len(rest) :] = 1
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, same:]
+    return ids, mask, positions
+
+
+def _packs(lengths: Sequence[int]) -> Iterator[list[int]]:
+    """Sort prompts into batches of about one length, so that little is padding."""
+    pack: list[int] = []
+    for row in sorted(range(len(lengths)), key=lengths.__getitem__):
+        cells = (len(pack) + 1) * lengths[row]
+        if pack and (len(pack) == _MOST_ROWS or cells > _MOST_CELLS):
+            yield pack
+            pack = []
+        pack.append(row)
+    if pack:
+        yield pack
 
 
 def _choose(logits: torch.Tensor, sampling: Sampling, dice: torch.Generator) -> int:

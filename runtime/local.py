@@ -19,6 +19,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
@@ -46,7 +47,10 @@ from .worker import (
 )
 
 if TYPE_CHECKING:
+    import numpy as np
     from transformers import PreTrainedTokenizerFast
+
+    from .decode import Ctranslate2Decoder, TransformersDecoder
 
 EngineName = Literal["auto", "transformers", "ctranslate2", "ctranslate2-int8"]
 
@@ -85,6 +89,43 @@ class Job:
     def over(self) -> bool:
         """Whether no more tokens are wanted."""
         return self.finish is not None or self.cancelled.is_set()
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """How conversations are read for their hidden states; readings of equal readers share a pass.
+
+    A conversation is rendered with the prompt that asks for an answer at its end, and the state is
+    that of the last token but one. That token is the same for all conversations and stands behind
+    their whole text.
+    """
+
+    layer: int = -1
+    """Which of the model's hidden states: -1 is what the LM head gets (the final layer, after the
+    last norm), 0 the token embeddings, n what the n-th block gives."""
+    plain: bool = False
+    """Render as lines of ``role: content`` and not with the model's chat template."""
+    most_tokens: int = 1024
+    """Of a longer prompt the middle is left out: a decision must not take minutes."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class States:
+    """Hidden states of conversations."""
+
+    vectors: np.ndarray
+    """(N, D) float32, one row a conversation."""
+    tokens: tuple[int, ...]
+    """Length of each prompt."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Reading:
+    """Conversations that wait to be read."""
+
+    conversations: tuple[tuple[Message, ...], ...]
+    reader: Reader
+    states: Future[States] = field(default_factory=Future)
 
 
 class Decoder(Protocol):
@@ -131,6 +172,7 @@ class LocalModel:
         self.progress = progress
         self.engine: EngineName = engine
         self._waiting: deque[Job] = deque()
+        self._readings: deque[_Reading] = deque()
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self._stopping = False
@@ -138,7 +180,8 @@ class LocalModel:
         self._folder = ""
         self._window = 0
         self._ends: frozenset[int] = frozenset()
-        self._decoders: dict[str, Decoder] = {}
+        self._slow: TransformersDecoder | None = None
+        self._quick: Ctranslate2Decoder | None = None
 
     async def complete(
         self, call: Call, on_text: OnText = ignore, *, adapter: str = ""
@@ -183,6 +226,35 @@ class LocalModel:
                 job.cancelled.set()
         raise AssertionError("the stream is closed by this function alone")
 
+    async def aread(
+        self, conversations: Sequence[Sequence[Message]], reader: Reader = Reader()
+    ) -> States:
+        """Give the hidden states of conversations: no token is generated, no logit computed.
+
+        Readings do not wait for answers that are being decoded: they come between two tokens.
+
+        Raises:
+            ModelError: If the model can't be loaded or has no such layer.
+        """
+        post = _poster()
+        arrived = anyio.Event()
+
+        def arrive(future: Future[States]) -> None:
+            with suppress(RuntimeError):  # the event loop has ended
+                post(arrived.set)
+
+        future = self._submit_reading(conversations, reader)
+        future.add_done_callback(arrive)
+        try:
+            await arrived.wait()
+        finally:
+            future.cancel()
+        return future.result()
+
+    def read(self, conversations: Sequence[Sequence[Message]], reader: Reader = Reader()) -> States:
+        """:meth:`aread` for code that is not async."""
+        return self._submit_reading(conversations, reader).result()
+
     def check(self) -> Health:
         """Say whether the model is installed and fetched, without loading it."""
         needed = ["torch", "transformers"]
@@ -212,13 +284,25 @@ class LocalModel:
     def _submit(self, job: Job) -> None:
         with self._changed:
             self._waiting.append(job)
-            self._changed.notify()
-            if self._thread is None:
-                self._thread = threading.Thread(
-                    target=self._serve, name=f"model {self.name}", daemon=True
-                )
-                self._thread.start()
-                atexit.register(self._stop)
+            self._wake()
+
+    def _submit_reading(
+        self, conversations: Sequence[Sequence[Message]], reader: Reader
+    ) -> Future[States]:
+        reading = _Reading(tuple(map(tuple, conversations)), reader)
+        with self._changed:
+            self._readings.append(reading)
+            self._wake()
+        return reading.states
+
+    def _wake(self) -> None:
+        self._changed.notify()
+        if self._thread is None:
+            self._thread = threading.Thread(
+                target=self._serve, name=f"model {self.name}", daemon=True
+            )
+            self._thread.start()
+            atexit.register(self._stop)
 
     def _stop(self) -> None:
         """Let the engine thread end before the interpreter does, or native threads abort it."""
@@ -226,6 +310,8 @@ class LocalModel:
             self._stopping = True
             for job in self._waiting:
                 job.cancelled.set()
+            for reading in self._readings:
+                reading.states.cancel()
             self._changed.notify()
         if self._thread is not None:
             self._thread.join(timeout=30)
@@ -235,16 +321,61 @@ class LocalModel:
         while not self._stopping:
             with self._changed:
                 if not ready:
-                    self._changed.wait_for(lambda: self._waiting or self._stopping)
-                    self._changed.wait_for(lambda: len(self._waiting) >= _WIDEST, _GATHER_S)
+                    self._changed.wait_for(
+                        lambda: self._waiting or self._readings or self._stopping
+                    )
+                    if not self._readings:
+                        self._changed.wait_for(
+                            lambda: self._readings or len(self._waiting) >= _WIDEST, _GATHER_S
+                        )
                 new = list(self._waiting)
                 self._waiting.clear()
+            self._read_waiting()
             ready += [job for job in new if self._prepare(job)]
             ready = [job for job in ready if not job.cancelled.is_set()]
             if ready:
                 batch, ready = self._batch(ready)
                 self._decode(batch)
-        self._decoders.clear()
+        self._slow = self._quick = None
+
+    def _read_waiting(self) -> None:
+        """Read all conversations that wait, those of equal readers together."""
+        while self._readings:
+            with self._changed:
+                reader = self._readings[0].reader
+                alike = [each for each in self._readings if each.reader == reader]
+                self._readings = deque(each for each in self._readings if each.reader != reader)
+            alike = [each for each in alike if each.states.set_running_or_notify_cancel()]
+            try:
+                states = self._read([one for each in alike for one in each.conversations], reader)
+            except ModelError as error:
+                for each in alike:
+                    each.states.set_exception(error)
+            except Exception as error:  # a broken model or template must not kill the engine
+                told = f"{self.name} can't be read: {type(error).__name__}: {error}"
+                for each in alike:
+                    each.states.set_exception(ModelError(told))
+            else:
+                start = 0
+                for each in alike:
+                    end = start + len(each.conversations)
+                    part = States(states.vectors[start:end], states.tokens[start:end])
+                    each.states.set_result(part)
+                    start = end
+
+    def _read(self, conversations: Sequence[tuple[Message, ...]], reader: Reader) -> States:
+        self._load()
+        assert self._tokenizer is not None
+        most = min(reader.most_tokens, self._window)
+        prompts = []
+        for conversation in conversations:
+            ids = reading_ids(self._tokenizer, conversation, plain=reader.plain)
+            if len(ids) > most:
+                ids = [*ids[: most // 2], *ids[most // 2 - most :]]
+            prompts.append(ids)
+        # Attention is causal: the last token can't change the state of the one before it.
+        vectors = self._exact().read([ids[:-1] for ids in prompts], reader.layer)
+        return States(vectors, tuple(map(len, prompts)))
 
     def _batch(self, ready: list[Job]) -> tuple[list[Job], list[Job]]:
         """Take the oldest job and what can share a batch with it."""
@@ -295,6 +426,8 @@ class LocalModel:
 
     def _push(self, job: Job, token: int) -> None:
         """Take one more token of a job: pass its text on; if it is over, hand it over at once."""
+        if self._readings:
+            self._read_waiting()
         if self._stopping:
             job.cancelled.set()
         if job.over:
@@ -365,25 +498,31 @@ class LocalModel:
         sampled = (job.call.sampling.temperature or 0) > 0
         exact = job.call.grammar is not None or (sampled and job.call.sampling.seed is not None)
         exact = exact or job.adapter != ""
-        which = "ctranslate2" if self._fast and not exact else "transformers"
-        if which not in self._decoders:
-            self._decoders[which] = self._make(which)
-        return self._decoders[which]
+        if not self._fast or exact:
+            return self._exact()
+        if self._quick is None:
+            self._quick = self._make_quick()
+        return self._quick
 
-    def _make(self, which: str) -> Decoder:
-        from .decode import Ctranslate2Decoder, TransformersDecoder
+    def _exact(self) -> TransformersDecoder:
+        if self._slow is None:
+            from .decode import TransformersDecoder
 
-        threads = _threads()
+            assert self._tokenizer is not None
+            self._slow = TransformersDecoder(self._folder, self._tokenizer, threads=_threads())
+        return self._slow
+
+    def _make_quick(self) -> Ctranslate2Decoder:
+        from .decode import Ctranslate2Decoder
+
         assert self._tokenizer is not None
-        if which == "ctranslate2":
-            small = self.engine == "ctranslate2-int8"
-            weights: Literal["int8", "float16"] = "int8" if small else "float16"
-            folder = fetch_fast(Path(self._folder), weights, self.progress)
-            compute = "int8" if small else "float32"
-            return Ctranslate2Decoder(
-                folder, self._tokenizer, self._ends, compute=compute, threads=threads
-            )
-        return TransformersDecoder(self._folder, self._tokenizer, threads=threads)
+        small = self.engine == "ctranslate2-int8"
+        weights: Literal["int8", "float16"] = "int8" if small else "float16"
+        folder = fetch_fast(Path(self._folder), weights, self.progress)
+        compute = "int8" if small else "float32"
+        return Ctranslate2Decoder(
+            folder, self._tokenizer, self._ends, compute=compute, threads=_threads()
+        )
 
 
 class LocalWorker:
@@ -529,6 +668,30 @@ def prompt_ids(tokenizer: PreTrainedTokenizerFast, messages: Sequence[Message]) 
         turns, add_generation_prompt=True, return_dict=False, sanitize_control_tokens=True
     )
     return ids
+
+
+def reading_ids(
+    tokenizer: PreTrainedTokenizerFast, messages: Sequence[Message], *, plain: bool = False
+) -> list[int]:
+    """Turn messages into the token ids that a router reads; see :class:`Reader`.
+
+    As :func:`prompt_ids`; a template that knows no system messages gets their text in the first
+    user message.
+    """
+    if plain:
+        text = "\n".join(f"{message.role}: {message.content}" for message in messages)
+        ids: list[int] = tokenizer(text, split_special_tokens=True)["input_ids"]
+        return ids
+    from jinja2 import TemplateError
+
+    try:
+        return prompt_ids(tokenizer, messages)
+    except TemplateError:
+        system, *rest = messages
+        if system.role != "system" or not rest:
+            raise
+        told = replace(rest[0], content=f"{system.content}\n\n{rest[0].content}")
+        return prompt_ids(tokenizer, [told, *rest[1:]])
 
 
 def _decode_stream() -> Any:

@@ -65,11 +65,13 @@ from runtime import (
     LocalWorker,
     Message,
     ModelError,
+    Pick,
     PlannerSettings,
     Pool,
     PoolError,
     Price,
     ReplayError,
+    Role,
     Round,
     Run,
     RunSettings,
@@ -96,6 +98,7 @@ from .estimate import Estimate, estimate
 from .orchestrator import Conductor, Stream
 from .planner import Planner
 from .prompt import plan_messages
+from .router import Encoder, Head, Router, RouterError
 from .schema import json_schema
 from .telemetry import Telemetry
 
@@ -111,6 +114,7 @@ __all__ = [
     "Diagnostic",
     "Document",
     "Edit",
+    "Encoder",
     "Endpoint",
     "Estimate",
     "Event",
@@ -118,6 +122,7 @@ __all__ = [
     "FailureKind",
     "FinishReason",
     "FunctionWorker",
+    "Head",
     "Health",
     "Journal",
     "JournalError",
@@ -128,6 +133,7 @@ __all__ = [
     "Mark",
     "Message",
     "ModelError",
+    "Pick",
     "Plan",
     "PlanError",
     "Planner",
@@ -136,7 +142,10 @@ __all__ = [
     "PoolError",
     "Price",
     "ReplayError",
+    "Role",
     "Round",
+    "Router",
+    "RouterError",
     "Run",
     "RunSettings",
     "RunState",

@@ -43,10 +43,10 @@ def journal_file(env: Mapping[str, str] = os.environ) -> Path | None:
     return platformdirs.user_state_path("conductor") / "journal.db"
 
 
-@lru_cache(maxsize=1)
-def _embedded_model() -> LocalModel:
-    """One copy of the weights, however many embedded pools there are."""
-    return LocalModel(EMBEDDED_MODEL)
+@lru_cache(maxsize=4)
+def local_model(name: str = EMBEDDED_MODEL) -> LocalModel:
+    """One copy of the weights, however many embedded pools and routers there are."""
+    return LocalModel(name)
 
 
 def embedded_pool(progress: Callable[[str], None] = lambda stage: None) -> Pool:
@@ -59,7 +59,7 @@ def embedded_pool(progress: Callable[[str], None] = lambda stage: None) -> Pool:
     Args:
         progress: Is told about the download and conversion, the first time.
     """
-    model = _embedded_model()
+    model = local_model()
     model.progress = progress
     workers = [
         LocalWorker(

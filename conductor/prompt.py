@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from grammar import Plan, PlanError
-from runtime import Message
+from runtime import Message, conversation_query
 
 _SYSTEM = """\
 You coordinate a team of language models. You never answer a question yourself: you write a plan \
@@ -141,3 +141,35 @@ def plan_text(plan: Plan, names: Sequence[str] = ()) -> str:
     workers = ", ".join(str(numbers.get(str(step.worker), step.worker)) for step in plan)
     access = ", ".join(str(list(step.access)) for step in plan)
     return f"subtasks = [{subtasks}]\nworkers = [{workers}]\naccess = [{access}]\n"
+
+
+# --- the router -----------------------------------------------------------------------------------
+
+ROUTER_SYSTEM = """\
+You dispatch tasks to a team of language models. Read the task and decide which model of the team \
+should answer it."""
+
+
+def router_messages(
+    conversation: str | Sequence[Message],
+    *,
+    system: str = ROUTER_SYSTEM,
+    thoughts: Sequence[str] = (),
+) -> tuple[Message, ...]:
+    """Build what a router reads: one system message and one user message, as TRINITY does.
+
+    Training and serving call this one function.
+
+    Args:
+        conversation: What the user asks; of more than one message, the text of all.
+        system: The router's own; a head is trained on one and holds for no other.
+        thoughts: Ideas of the solvers so far, in the turn loop.
+    """
+    asked = conversation if isinstance(conversation, str) else conversation_query(conversation)
+    parts = [asked]
+    if thoughts:
+        parts.append("Others have worked on it already. Their ideas:")
+        for number, thought in enumerate(thoughts, 1):
+            tag = f"reference_thought_{number}"
+            parts.append(f"<{tag}>\n{thought}\n</{tag}>")
+    return Message("system", system), Message("user", "\n\n".join(parts))

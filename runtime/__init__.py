@@ -26,7 +26,7 @@ from .errors import (
 from .journal import CallCache, Journal, RunSummary
 from .limits import Breaker, Budget, Clock, Guard, Ledger, Terms, Window, wait_before
 from .local import EngineName, LocalModel, LocalWorker, Reader, States, prompt_ids, reading_ids
-from .models import PACKAGED, PackagedModel, available, fetch
+from .models import PACKAGED, PackagedModel, available, fetch, model_digest, model_folder
 from .pool import PlannerSettings, Pool, PoolFile, RunSettings
 from .prices import Cost, Price, free, published
 from .replay import areplay, replay
@@ -61,6 +61,7 @@ from .run import (
     marks,
 )
 from .schedule import Schedule, StepState
+from .turns import ROLES, Pick, Role
 from .worker import (
     Call,
     Completion,
@@ -82,6 +83,7 @@ from .worker import (
 
 __all__ = [
     "PACKAGED",
+    "ROLES",
     "Account",
     "Answered",
     "Attempt",
@@ -119,6 +121,7 @@ __all__ = [
     "NoPlan",
     "OnText",
     "PackagedModel",
+    "Pick",
     "PlanAttempt",
     "PlanAttempted",
     "PlanDelta",
@@ -134,6 +137,7 @@ __all__ = [
     "Reader",
     "Record",
     "ReplayError",
+    "Role",
     "Round",
     "RoundStarted",
     "Run",
@@ -173,6 +177,8 @@ __all__ = [
     "given",
     "marks",
     "mended",
+    "model_digest",
+    "model_folder",
     "no_listener",
     "pool_toml",
     "prompt_ids",

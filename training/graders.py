@@ -158,9 +158,9 @@ def grade(grader: Grader, completion: str, question: str = "") -> float:
             named = {option for option in (*options, answer) if _names(said, option)}
             return float(named == {answer})
         case Mention(answers, wrong, cased):
-            named = _named(grader, completion, question)
+            own = _named(grader, completion, question)
             right = any(_names(completion, answer, cased) for answer in answers)
-            return float(right and not any(other in named for other in {*wrong} - {*answers}))
+            return float(right and not any(other in own for other in {*wrong} - {*answers}))
         case Sentence(words, own, wrong):
             written = _words(completion)
             fresh = set(written) - set(_words(question))

@@ -40,6 +40,8 @@ from .options import (
     PoolOption,
     Quiet,
     Rounds,
+    RouterCommand,
+    RouterOption,
     Steps,
     Tag,
     Tokens,
@@ -109,7 +111,7 @@ def _options(
     pass
 
 
-@app.command()
+@app.command(cls=RouterCommand)
 def run(
     context: typer.Context,
     query: Query = "",
@@ -121,6 +123,7 @@ def run(
     ] = None,
     pool: PoolOption = None,
     planner: PlannerOption = None,
+    router: RouterOption = None,
     only: Only = None,
     without: Without = None,
     tag: Tag = None,
@@ -146,7 +149,7 @@ def run(
     """Answer a query: write a plan, carry it out, print the answer."""
     from grammar import parse_file
 
-    from .config import load_pool
+    from .config import EMBEDDED, load_pool
     from .progress import Watch
 
     asked = _query(query)
@@ -181,9 +184,10 @@ def run(
 
     watch = Watch(journal(journal_file, no_journal), quiet=quiet)
     record = watch.conduct(
-        partial(load_pool, pool),
+        partial(load_pool, pool, orchestra=router == EMBEDDED),
         _told(context, ask) if telemetry else ask,
         planner=planner,
+        router=router,
     )
     watch.end(record, json=json, best=best)
 
@@ -240,6 +244,44 @@ def plan(
         fail(f"no plan: {shown(record.failure)}", FAILED)
     if not json:
         say(str(record.plan), end="")
+
+
+@app.command(cls=RouterCommand)
+def route(
+    query: Query,
+    router: RouterOption = None,
+    pool: PoolOption = None,
+    only: Only = None,
+    without: Without = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the decision as JSON.")] = False,
+) -> None:
+    """Show whom a router would pick for a query, and how sure it is; no worker is called."""
+    from runtime import PoolFile
+
+    from .config import pool_file
+    from .router import Router
+    from .show import pick_table
+
+    asked = _query(query)
+    file = pool or (pool_file() if router is None else None)
+    team = PoolFile.read(file) if file else None
+    chosen = Router.load(router or (team.router if team else "") or None)
+    names = tuple(team.workers) if team else chosen.head.workers
+    for name in (*(only or ()), *(without or ())):
+        if name not in names:
+            fail(f"no worker is called {name!r}; there are: {', '.join(names)}")
+    able = [name for name in names if name not in (without or ()) and (not only or name in only)]
+    console = Console(stderr=True)
+    with console.status("reading") as status:
+        chosen.encoder.model.progress = status.update
+        pick = chosen.pick_among(asked, able)
+    if json:
+        print_json(asdict(pick))
+        return
+    Console(highlight=False).print(pick_table(pick))
+    if pick.unknown:
+        remark(f"not known to the router, so never picked: {', '.join(pick.unknown)}")
+    remark(f"{pick.backbone} read {pick.tokens} tokens in {pick.seconds:.2f} s")
 
 
 @app.command()

@@ -13,7 +13,11 @@ from runtime import LocalModel, LocalWorker, PlannerSettings, Pool, PoolError, R
 POOL_FILE = "conductor.toml"
 EMBEDDED_MODEL = "smollm2-135m-instruct"
 EMBEDDED = "embedded"
-"""Where the embedded pool is from, in the record of a run."""
+"""Where the embedded pool is from, in the record of a run; and the embedded router."""
+EMBEDDED_ROUTER = Path(__file__).parent / "heads" / EMBEDDED
+"""Folder of the router that comes with the package."""
+ORCHESTRA = EMBEDDED_ROUTER / "orchestra.toml"
+"""The pool that it was trained on."""
 
 
 def pool_file(env: Mapping[str, str] = os.environ) -> Path | None:
@@ -96,13 +100,24 @@ def embedded_pool(progress: Callable[[str], None] = lambda stage: None) -> Pool:
 
 
 def load_pool(
-    path: str | Path | None = None, progress: Callable[[str], None] = lambda stage: None
+    path: str | Path | None = None,
+    progress: Callable[[str], None] = lambda stage: None,
+    *,
+    orchestra: bool = False,
 ) -> Pool:
     """Load the named pool file, or the one that is found, or else the embedded pool.
+
+    Args:
+        path: The pool file.
+        progress: Is told about long preparations.
+        orchestra: Take the pool that the embedded router was trained on, if it comes with the
+            package and no file is named.
 
     Raises:
         PoolError: If the file is wrong.
     """
+    if orchestra and path is None and ORCHESTRA.is_file():
+        return Pool.load(ORCHESTRA)
     chosen = path or pool_file()
     return Pool.load(chosen) if chosen else embedded_pool(progress)
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
-from .config import journal_file
+from .config import EMBEDDED, journal_file
 
 if TYPE_CHECKING:
     from runtime import Budget, Journal
@@ -69,6 +71,16 @@ PlannerOption = Annotated[
     str | None,
     typer.Option(
         "--planner", metavar="WORKER", help="The worker that plans.", rich_help_panel=_WHO
+    ),
+]
+RouterOption = Annotated[
+    str | None,
+    typer.Option(
+        "--router",
+        metavar="PATH",
+        help="Let a router pick one worker, no plan. [dim]Without PATH the one that comes with "
+        "the package.[/dim]",
+        rich_help_panel=_WHO,
     ),
 ]
 Rounds = Annotated[
@@ -147,6 +159,27 @@ Best = Annotated[
         rich_help_panel=_RECORD,
     ),
 ]
+
+
+class RouterCommand(TyperCommand):
+    """A command whose ``--router`` may stand without a path, before a query or at the end."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Put the embedded router where no path follows: what is no path is the query."""
+        given = list(args)
+        if "--" in given:
+            given = given[: given.index("--")]
+        for at, arg in enumerate(given):
+            following = given[at + 1] if at + 1 < len(given) else ""
+            if arg == "--router" and not _is_path(following):
+                args = [*args[:at], f"--router={EMBEDDED}", *args[at + 1 :]]
+        return super().parse_args(ctx, args)
+
+
+def _is_path(text: str) -> bool:
+    if not text or text.startswith("-") or any(map(str.isspace, text)):
+        return bool(text) and os.path.isdir(text)
+    return text == EMBEDDED or "/" in text or os.path.exists(text)
 
 
 def bounded(

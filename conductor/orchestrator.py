@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequen
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -37,6 +38,7 @@ from runtime import (
     StepState,
     Worker,
     WorkerError,
+    WorkerPicked,
     carry_out,
     conversation_query,
     given,
@@ -45,6 +47,7 @@ from runtime import (
 )
 
 from .planner import Planner
+from .router import Router, RouterError
 from .telemetry import Telemetry
 
 
@@ -62,6 +65,9 @@ class Conductor:
         pool: The workers; the embedded small models if None.
         planner: Who writes plans: a Planner, a worker, or the name of one in the pool. The pool's
             own choice if None.
+        router: Who picks a worker instead, without a plan: a Router, or its folder ("embedded" for
+            the one that comes with the package). The pool's own, if it has one and no planner is
+            named, if None.
         journal: Where runs are kept: every finished call before anything depends on it.
         cache: Completions to use instead of calls, for training and evaluation.
         telemetry: Where spans and metrics go; what is told there is in the journal already.
@@ -74,6 +80,7 @@ class Conductor:
         pool: Pool | None = None,
         *,
         planner: Planner | Worker | str | None = None,
+        router: Router | str | Path | None = None,
         journal: Journal | None = None,
         cache: Cache | None = None,
         telemetry: Telemetry | None = None,
@@ -90,7 +97,10 @@ class Conductor:
             planner = pool[planner]
         if planner is not None and not isinstance(planner, Planner):
             planner = Planner(planner, pool.planning)
+        if router is None and planner is None:
+            router = pool.settings.router or None
         self._planner = planner
+        self._router = _loaded(router).on(pool) if router is not None else None
 
     async def arun(
         self,
@@ -115,7 +125,7 @@ class Conductor:
                 worker alone gets the Call as it is. A plan's steps see the text of the
                 conversation (:func:`runtime.conversation_query`), and its last step is told how
                 to answer; the seed is told to all, the Conductor model too.
-            plan: A plan of your own instead of the Conductor model's.
+            plan: A plan of your own; nobody decides then.
             worker: One worker to answer alone, without a plan.
             only: Names of the workers that may be used; all if empty.
             without: Names of workers that may not be used, neither for steps nor to plan.
@@ -124,7 +134,7 @@ class Conductor:
                 plan.
             budget: What the run may take; as the pool says if None.
             rounds: Most rounds: after each the Conductor sees the answer and keeps it or plans
-                again. As the pool says (usually 1) if None.
+                again. As the pool says (usually 1) if None. Turns, for a router with roles.
             fallback: Workers that stand in for any that fails; as the pool says if None.
             traceparent: What the run is a part of, for telemetry; see :meth:`Telemetry.follow`.
             on_event: Gets every event as it happens.
@@ -136,7 +146,8 @@ class Conductor:
         Raises:
             PlanError: If the given plan names a worker that is not (or may not be) used.
             PoolError: If a name is unknown, or no worker is left.
-            ValueError: If both a plan and a worker are given, or the query is empty.
+            ValueError: If both a plan and a worker are given, the query is empty, or rounds are
+                asked of a router that has no roles.
             JournalError: If the journal can't be written; the run is stopped.
         """
         if plan is not None and worker is not None:
@@ -149,6 +160,8 @@ class Conductor:
             plan, source = plan.resolve(pool.names), PlanSource.GIVEN
         elif worker is not None:
             plan, source = single(pool[worker].name, mended(text)), PlanSource.PICK
+        elif self._router is not None:
+            source, rounds = PlanSource.ROUTER, self._turns(rounds)
         return await self._carry_out(
             text,
             pool,
@@ -157,6 +170,7 @@ class Conductor:
             asked=asked,
             plan=plan,
             source=source,
+            router=self._router if source is PlanSource.ROUTER else None,
             budget=budget,
             rounds=rounds,
             fallback=fallback,
@@ -239,6 +253,7 @@ class Conductor:
             JournalError: If there is no such run, or another process works at it.
             PoolError: If the pool lacks a worker of the run, or has them in another order: the
                 numbers in what the planner wrote would mean others.
+            RouterError: If a router decided, and it is not there any more.
         """
         journal = self._journal()
         record = journal.record(run)
@@ -252,6 +267,7 @@ class Conductor:
         planner = self._planner_for(pool)
         if past.planner != planner.worker.name and past.planner in self.pool.names:
             planner = Planner(self.pool[past.planner], self.pool.planning)
+        router = self._router_of(past)
         with (
             self._followed(on_event, pool, planner, past=record) as followed,
             journal.resumed(past.id, followed, force=force) as (record, emit),
@@ -265,6 +281,7 @@ class Conductor:
                 emit,
                 plan=begun.plan,
                 source=begun.source,
+                router=router,
                 budget=past.budget if budget is None else budget,
                 rounds=begun.rounds,
                 fallback=begun.fallback,
@@ -343,6 +360,7 @@ class Conductor:
         *,
         plan: Plan | None = None,
         source: PlanSource = PlanSource.CONDUCTOR,
+        router: Router | None = None,
         budget: Budget | None = None,
         rounds: int | None = None,
         fallback: Sequence[str] | None = None,
@@ -354,7 +372,7 @@ class Conductor:
         settings = pool.settings
         if fallback is None:
             fallback = [name for name in settings.fallback if name in pool.names]
-        decide: Decide = planner.decide
+        decide: Decide = planner.decide if router is None else router.decide
         if plan is not None:  # one that was picked is no first try: no model decides later either
             then = None if source is PlanSource.PICK else planner.decide
             decide = given(plan, then, source)
@@ -371,6 +389,7 @@ class Conductor:
             planner=planner.worker.name,
             plan=plan,
             source=source,
+            router="" if router is None else router.source or _IN_PYTHON,
             **more,
         )
         if "past" in more:  # it has a journal and telemetry already
@@ -400,6 +419,31 @@ class Conductor:
         finally:
             follower.close()
 
+    def _turns(self, rounds: int | None) -> int:
+        """How many turns the router may take."""
+        router = self._router
+        assert router is not None
+        if rounds is not None and rounds > 1 and not router.roles:
+            told = "the router picks one worker, once"
+            raise ValueError(f"{told}; rounds need a planner or a router with roles")
+        return router.turns if rounds is None else rounds
+
+    def _router_of(self, past: Run) -> Router | None:
+        """The router that decided in a run, to go on with it.
+
+        Raises:
+            RouterError: If it is not there any more.
+        """
+        own = self._router
+        if not past.router:
+            return None
+        if own is not None and past.router in (own.source, _IN_PYTHON):
+            return own
+        if past.router == _IN_PYTHON:
+            told = "its router was made in Python"
+            raise RouterError(f"run {past.id}: {told}; go on there, with router=... of the same")
+        return Router.load(past.router).on(self.pool)
+
     def _journal(self) -> Journal:
         if self.journal is None:
             raise ValueError("this Conductor has no journal; make it with journal=Journal(path)")
@@ -427,6 +471,14 @@ class Conductor:
         if self._planner is None or pool.excludes(self._planner.worker.name):
             return Planner(pool.planner, pool.planning)
         return self._planner
+
+
+_IN_PYTHON = "python"
+"""Where a router is from that was loaded from nowhere."""
+
+
+def _loaded(router: Router | str | Path) -> Router:
+    return router if isinstance(router, Router) else Router.load(router)
 
 
 class Stream:
@@ -533,6 +585,8 @@ class AnswerText:
                     return written[len(self._told) :]
             case RunStarted():
                 self._rounds = event.rounds
+            case WorkerPicked() if event.pick.role is not None:
+                self._rounds = 0  # no turn's text is the answer as it is
             case PlanParsed():
                 self._final = event.plan.final.index
             case CallRetried() if event.index == self._final:

@@ -40,13 +40,14 @@ from runtime import (
     StepFinished,
     StepStarted,
     StepState,
+    WorkerPicked,
     marks,
     no_listener,
 )
 
 from .config import EMBEDDED
 from .orchestrator import Conductor
-from .show import COLOURS, cost_of, everything, incidents, short, shown
+from .show import COLOURS, cost_of, everything, incidents, pick_line, short, shown
 from .terminal import FAILED, INTERRUPTED, fail, remark, say, tell
 
 
@@ -110,7 +111,8 @@ class Progress:
             case RoundStarted():
                 self._begin_round(event.round)
             case PlanKept():
-                self._say("the Conductor keeps this answer", "bold")
+                accepted = "accepted" if self._routes else "the Conductor keeps this answer"
+                self._say(accepted, "bold")
             case CallRetried():
                 self._retried(event)
             case NestedEvent():
@@ -124,6 +126,9 @@ class Progress:
                 self._draft += event.text
             case PlanAttempted() if event.attempt.diagnostics:
                 self._say("not a plan yet: " + event.attempt.diagnostics[0].message, "yellow")
+            case WorkerPicked():
+                self._note = ""
+                self._picked(event)
             case PlanParsed():
                 self._draft = ""
                 self._plan = event.plan
@@ -142,6 +147,19 @@ class Progress:
             case RunFinished() | PlanAttempted():
                 pass
 
+    @property
+    def _routes(self) -> bool:
+        """Whether a router decides."""
+        return self._record.started is not None and bool(self._record.started.router)
+
+    def _picked(self, event: WorkerPicked) -> None:
+        pick = event.pick
+        turn = "" if pick.role is None else f"Turn {self._record.number + 1} · "
+        self._say(f"{turn}{pick_line(pick)}", "bold")
+        if pick.unknown and self._record.number == 0:
+            told = f"not known to the router, so never picked: {', '.join(pick.unknown)}"
+            self._say(told, "yellow")
+
     def _begin_round(self, number: int) -> None:
         """Leave the steps of the round before on the screen, and follow the next one."""
         if self._live is not None and self._plan is not None:
@@ -149,7 +167,8 @@ class Progress:
         self._plan = None
         for each in (self._started, self._pieces, self._tail):
             each.clear()
-        self._say(f"Round {number + 1}: the Conductor looks at the answer", "bold")
+        if not self._routes:
+            self._say(f"Round {number + 1}: the Conductor looks at the answer", "bold")
 
     def _retried(self, event: CallRetried) -> None:
         lost = event.attempt
@@ -185,7 +204,7 @@ class Progress:
         self._console.print(Text(visible(line), style=style))
 
     def _print_plan(self, event: PlanParsed) -> None:
-        if event.source is PlanSource.PICK:
+        if event.source in (PlanSource.PICK, PlanSource.ROUTER):
             return
         shape = topology(event.plan)
         steps = "1 step" if len(event.plan) == 1 else f"{len(event.plan)} steps"
@@ -206,7 +225,8 @@ class Progress:
         if self._note:
             parts.append(Spinner("dots", Text(self._note + " …", style="dim")))
         elif self._plan is None:
-            parts.append(Spinner("dots", Text("planning …", style="dim")))
+            what = "routing …" if self._routes else "planning …"
+            parts.append(Spinner("dots", Text(what, style="dim")))
         return Group(*parts)
 
     def _steps(self, plan: Plan) -> Table:
@@ -278,6 +298,7 @@ class Watch:
         act: Callable[[Conductor, Emit], Run],
         *,
         planner: str | None = None,
+        router: str | None = None,
         past: Iterable[Event] = (),
     ) -> Run:
         """Load the pool, make the team and let it act.
@@ -286,15 +307,16 @@ class Watch:
             load: Loads the pool, telling of long preparations.
             act: Starts the run.
             planner: The worker that plans, if not the pool's own one.
+            router: Folder of the router that decides instead, if not the pool's own one.
             past: What has happened already, if the run goes on.
         """
         try:
             if self._quiet:
-                with self._console.status("planning") as status:
-                    team = Conductor(load(status.update), planner=planner, journal=self._journal)
+                with self._console.status("routing" if router else "planning") as status:
+                    team = self._team(load(status.update), planner, router)
                     return act(team, self._heard(no_listener))
             progress = Progress(self._console)
-            team = Conductor(load(progress.note), planner=planner, journal=self._journal)
+            team = self._team(load(progress.note), planner, router)
             with progress:
                 progress.take_up(past)
                 return act(team, self._heard(progress))
@@ -311,6 +333,9 @@ class Watch:
         finally:
             if self._journal is not None:
                 self._journal.close()
+
+    def _team(self, pool: Pool, planner: str | None, router: str | None) -> Conductor:
+        return Conductor(pool, planner=planner, router=router, journal=self._journal)
 
     def _heard(self, then: Emit) -> Emit:
         def hear(event: Event) -> None:

@@ -16,31 +16,44 @@ import json
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from grammar import Plan, single
 from runtime import (
+    INSTALL,
     ROLES,
+    Failure,
+    FailureKind,
     LocalModel,
     LocalWorker,
     Message,
+    ModelError,
+    NoPlan,
     Pick,
+    PlanParsed,
+    PlanSource,
     Pool,
     PoolError,
     Reader,
+    Role,
+    Session,
     States,
+    WorkerPicked,
+    episode,
     model_digest,
     model_folder,
 )
 
-from .config import EMBEDDED, EMBEDDED_MODEL, local_model
+from .config import EMBEDDED, EMBEDDED_MODEL, EMBEDDED_ROUTER, local_model
 from .prompt import ROUTER_SYSTEM, router_messages
 
 if TYPE_CHECKING:
     import numpy as np
+
+    from runtime import Episode
 
 HEAD, SETTINGS = "head.safetensors", "router.json"
 """The two files of a router's folder."""
@@ -330,6 +343,22 @@ class Router:
         states = await self.encoder.astates([messages])
         return self._pick(states, allowed, began, sample, seed)
 
+    def pick_among(self, messages: Conversation, pool: Sequence[str]) -> Pick:
+        """:meth:`route` among the workers of a pool, of which the router may not know all.
+
+        Raises:
+            PoolError: If it knows none of them.
+        """
+        able = [name for name in self.head.workers if name in pool]
+        if not able:
+            raise PoolError(self._nobody(pool))
+        unknown = tuple(name for name in pool if name not in self.head.workers)
+        return replace(self.route(messages, only=able), unknown=unknown)
+
+    def _nobody(self, pool: Sequence[str]) -> str:
+        known = ", ".join(self.head.workers)
+        return f"no worker is left for the router: it knows {known}; there is {', '.join(pool)}"
+
     def allowed(self, only: Collection[str] = (), exclude: Collection[str] = ()) -> tuple[str, ...]:
         """The workers that may be picked, in the order of the head.
 
@@ -403,6 +432,53 @@ class Router:
                 roles={str(role): float(chance) for role, chance in named},
             )
         return replace(pick, seconds=time.monotonic() - began)
+
+    async def decide(self, session: Session) -> Plan | None:
+        """Come to the plan of one step that hands the query to a worker, telling of the pick first.
+
+        With roles this is one turn of the loop; a pick that is in the record already, the run
+        having been stopped behind it, is not made again.
+
+        Returns:
+            The plan; None to keep the answer: a verifier has accepted it, or there are no turns.
+
+        Raises:
+            NoPlan: If no worker is left, the backbone can't be read, or a verifier is picked
+                before there is an answer.
+        """
+        record = session.record
+        pick = record.pick
+        if pick is None:
+            past = episode(record.rounds) if self.roles else None
+            if past.accepted if past is not None else record.number:
+                return None
+            pick = await self._turn(session, past)
+            session.emit(WorkerPicked(session.now(), pick))
+        if pick.role is Role.VERIFIER and record.previous is None:
+            told = "the router picked a verifier before there was an answer, which ends the run"
+            raise NoPlan(Failure(FailureKind.NO_ANSWER, told))
+        plan = single(pick.worker, session.query)
+        session.emit(PlanParsed(session.now(), plan, PlanSource.ROUTER))
+        return plan
+
+    async def _turn(self, session: Session, past: Episode | None) -> Pick:
+        began = time.monotonic()
+        pool = session.pool.names
+        allowed = tuple(name for name in self.head.workers if name in pool)
+        if not allowed:
+            raise NoPlan(Failure(FailureKind.EXCLUDED, self._nobody(pool)))
+        seed = self.seed
+        if seed is None and session.asked is not None:
+            seed = session.asked.sampling.seed
+        thoughts = past.thoughts if past is not None else ()
+        try:
+            states = await self.encoder.astates([session.query], thoughts=thoughts)
+            pick = self._pick(states, allowed, began, seed=seed, turn=session.record.number)
+        except (ModelError, RouterError) as error:
+            raise NoPlan(Failure(FailureKind.MODEL, f"the router: {error}")) from error
+        if past is not None and past.suggested is not None:
+            pick = replace(pick, role=past.suggested, suggested=True)
+        return replace(pick, unknown=tuple(name for name in pool if name not in self.head.workers))
 
     def on(self, pool: Pool) -> Router:
         """The same router, its backbone shared with a worker of the pool where that is possible."""
@@ -504,11 +580,10 @@ def embedded_folder() -> Path:
     Raises:
         RouterError: If this version comes with none.
     """
-    folder = Path(str(files(__package__))) / "heads" / EMBEDDED
-    if not (folder / SETTINGS).is_file():
+    if not (EMBEDDED_ROUTER / SETTINGS).is_file():
         remedy = "train one with `conductor train router`, or name its folder with --router PATH"
         raise RouterError(f"this version comes with no trained router; {remedy}")
-    return folder
+    return EMBEDDED_ROUTER
 
 
 # --- parts ----------------------------------------------------------------------------------------
@@ -572,11 +647,13 @@ def _told(problem: Any) -> str:
 
 def _read_head(folder: Path, settings: _Settings) -> tuple[Head, dict[str, np.ndarray]]:
     """The head, and what else is in its file."""
-    import numpy as np
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
     file = folder / HEAD
+    try:
+        import numpy as np
+        from safetensors import SafetensorError
+        from safetensors.numpy import load_file
+    except ImportError as error:
+        raise RouterError(f"{error.name} is not installed; {INSTALL}") from error
     try:
         tensors = load_file(file)
     except (OSError, SafetensorError) as error:

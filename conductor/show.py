@@ -18,6 +18,7 @@ from runtime import (
     Attempt,
     Budget,
     Failure,
+    Pick,
     PlanAttempt,
     Round,
     Run,
@@ -83,6 +84,33 @@ def incidents(run: Run) -> list[str]:
     for each in dict.fromkeys(_stand_ins(run)):
         told.append(each)
     return told
+
+
+def pick_line(pick: Pick) -> str:
+    """Whom a router picked, and how sure it was, in a line."""
+    others = sorted(pick.probabilities.items(), key=lambda each: -each[1])
+    runners_up = [f"{name} {chance:.0%}" for name, chance in others if name != pick.worker][:3]
+    sure = f"{pick.probabilities.get(pick.worker, 0):.0%}"
+    role = f" as {pick.role}" if pick.role is not None else ""
+    why = " (suggested)" if pick.suggested else ""
+    after = f" · {', '.join(runners_up)}" if runners_up else ""
+    return visible(f"Router · {pick.worker} {sure}{role}{why}{after}")
+
+
+def pick_table(pick: Pick, width: int = 30) -> Table:
+    """The distribution of a router's decision as bars, from the most probable worker on."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(justify="right", no_wrap=True)
+    table.add_column(no_wrap=True)
+    for chances, chosen in ((pick.probabilities, pick.worker), (pick.roles, pick.role)):
+        for name, chance in sorted(chances.items(), key=lambda each: -each[1]):
+            style = "bold green" if name == chosen else "dim"
+            bar = "█" * round(chance * width) or "▏"
+            table.add_row(
+                Text(visible(name), style), Text(f"{chance:.1%}", style), Text(bar, style)
+            )
+    return table
 
 
 def _stand_ins(run: Run) -> Iterator[str]:
@@ -151,6 +179,8 @@ def _head(run: Run) -> Table:
         grid.add_row("bounds", ", ".join(bounds))
     pool = ", ".join(run.workers) + (f"  ({visible(run.pool)})" if run.pool else "")
     grid.add_row("pool", visible(pool))
+    if run.router:
+        grid.add_row("router", visible(run.router))
     if run.parent:
         grid.add_row("repeats", f"{run.parent} in part")
     return grid
@@ -199,8 +229,11 @@ def _story(run: Run, prefix: str, *, messages: bool, full: bool) -> Iterator[Ren
     for number, each in enumerate(run.rounds, 1):
         name = f"{prefix}R{number}." if planned > 1 else prefix
         if len(run.rounds) > 1:
-            kept = ": the Conductor keeps the answer" if each.kept else ""
-            yield Text(f"Round {number}{kept}", "bold")
+            who = "the verifier accepted" if run.router else "the Conductor keeps"
+            kept = f": {who} the answer" if each.kept else ""
+            yield Text(f"{'Turn' if run.router else 'Round'} {number}{kept}", "bold")
+        if each.pick is not None:
+            yield _picked(each.pick, prefix, full)
         for attempt in each.planning:
             yield _planning(attempt, prefix, full or each.plan is None)
         for step in each.steps:
@@ -232,6 +265,26 @@ class _Block:
         yield self._headline
         if self._lines.row_count:
             yield self._lines
+
+
+def _picked(pick: Pick, prefix: str, full: bool) -> _Block:
+    """Why a worker was picked."""
+    inside = f" {prefix.rstrip('.')}" if prefix else ""
+    line = Text("✓", "green").append(f" router{inside} {visible(pick.backbone)}", "bold")
+    line.append(f" · {pick.seconds:.2f} s · {pick.tokens:,} tokens read", "dim")
+    block = _Block(line)
+    how = "drawn" if pick.sampled else "most probable"
+    block.add("picked", f"{visible(pick.worker)}, {how}")
+    chances = sorted(pick.probabilities.items(), key=lambda each: -each[1])
+    shown_ones = chances if full else chances[:5]
+    block.add("of", " · ".join(f"{visible(name)} {chance:.1%}" for name, chance in shown_ones))
+    if pick.role is not None:
+        why = "as the thinker suggested" if pick.suggested else how
+        roles = " · ".join(f"{name} {chance:.1%}" for name, chance in pick.roles.items())
+        block.add("role", f"{pick.role}, {why}  ({roles})")
+    if pick.unknown:
+        block.add("unknown", f"to the router: {visible(', '.join(pick.unknown))}", "yellow")
+    return block
 
 
 def _planning(attempt: PlanAttempt, prefix: str, full: bool) -> _Block:
@@ -356,7 +409,13 @@ def _bars(run: Run, prefix: str, zero: float) -> list[_Bar]:
         # An attempt to plan tells how long it took; they come one after the other, and the steps
         # begin as soon as the last one is read.
         took = sum(attempt.seconds for attempt in each.planning)
+        took += each.pick.seconds if each.pick is not None else 0.0
         start = max(end, min((step.started_s for step in own), default=end + took) - took)
+        if each.pick is not None:
+            end = start + each.pick.seconds
+            label = f"{prefix.rstrip('.')} router".strip()
+            bars.append(_Bar(label, zero + start, zero + start, zero + end, "done"))
+            start = end
         for attempt in each.planning:
             end = start + attempt.seconds
             good = attempt.failure is None and not attempt.diagnostics

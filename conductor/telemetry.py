@@ -68,6 +68,7 @@ from runtime import (
     StepState,
     Usage,
     Worker,
+    WorkerPicked,
     no_listener,
 )
 
@@ -673,6 +674,9 @@ class _Trace:
                 self._start_planning(event, at)
             case PlanAttempted():
                 self._finish_planning(event, at)
+            case WorkerPicked():
+                if self._span is not None:
+                    self._span.set_attribute("conductor.router.backbone", event.pick.backbone)
             case PlanParsed():
                 self._settle(event)
             case PlanKept():

@@ -1,6 +1,6 @@
 """Carrying plans out: the pool of workers, the schedule, the engine and the record of a run."""
 
-from .context import conversation_query, step_messages
+from .context import conversation_query, step_messages, turn_messages
 from .discover import Found, discover, pool_toml
 from .endpoint import Endpoint, HttpClient
 from .engine import (
@@ -26,7 +26,7 @@ from .errors import (
 from .journal import CallCache, Journal, RunSummary
 from .limits import Breaker, Budget, Clock, Guard, Ledger, Terms, Window, wait_before
 from .local import EngineName, LocalModel, LocalWorker, Reader, States, prompt_ids, reading_ids
-from .models import PACKAGED, PackagedModel, available, fetch, model_digest, model_folder
+from .models import INSTALL, PACKAGED, PackagedModel, available, fetch, model_digest, model_folder
 from .pool import PlannerSettings, Pool, PoolFile, RunSettings
 from .prices import Cost, Price, free, published
 from .replay import areplay, replay
@@ -56,12 +56,14 @@ from .run import (
     StepFinished,
     StepResult,
     StepStarted,
+    WorkerPicked,
+    episode,
     flattened,
     fold,
     marks,
 )
 from .schedule import Schedule, StepState
-from .turns import ROLES, Pick, Role
+from .turns import ROLES, Episode, Pick, Role, Turn, accepts, answer_of
 from .worker import (
     Call,
     Completion,
@@ -82,6 +84,7 @@ from .worker import (
 )
 
 __all__ = [
+    "INSTALL",
     "PACKAGED",
     "ROLES",
     "Account",
@@ -101,6 +104,7 @@ __all__ = [
     "Emit",
     "Endpoint",
     "EngineName",
+    "Episode",
     "Event",
     "Failure",
     "FailureKind",
@@ -160,16 +164,21 @@ __all__ = [
     "Tool",
     "ToolCall",
     "ToolChoice",
+    "Turn",
     "Usage",
     "Window",
     "Worker",
     "WorkerError",
+    "WorkerPicked",
+    "accepts",
+    "answer_of",
     "areplay",
     "available",
     "carry_out",
     "chosen_tool",
     "conversation_query",
     "discover",
+    "episode",
     "fetch",
     "flattened",
     "fold",
@@ -187,5 +196,6 @@ __all__ = [
     "replay",
     "run_plan",
     "step_messages",
+    "turn_messages",
     "wait_before",
 ]

@@ -33,6 +33,7 @@ from hashlib import sha256
 
 from grammar import Plan, quote
 
+from .turns import Episode, Role
 from .worker import Message
 
 _PREAMBLE = Message("system", "You do one part of a larger task. Answer with your part only.")
@@ -89,6 +90,55 @@ def step_messages(
     else:
         parts += [f"Task: {query}", part]
     return _PREAMBLE, Message("user", "\n\n".join(parts))
+
+
+def turn_messages(role: Role, query: str, episode: Episode) -> tuple[Message, ...]:
+    """Build the messages of one turn of a router's loop.
+
+    A solver sees the ideas of the solvers before it and the last suggestion, a thinker all turns,
+    a verifier the current answer and the last suggestion; each the query. Who wrote what is not
+    told.
+
+    Raises:
+        ValueError: If there is no answer to verify.
+    """
+    ideas = [(f"idea {at}", "", text) for at, text in enumerate(episode.thoughts, 1)]
+    suggestion = [("suggestion", "", episode.suggestion)] if episode.suggestion else []
+    match role:
+        case Role.SOLVER:
+            system, blocks, part = _SOLVER, [*ideas, *suggestion], _SOLVE
+        case Role.THINKER:
+            turns = enumerate(episode.turns, 1)
+            blocks = [(f"turn {at} of a {turn.role}", "", turn.text) for at, turn in turns]
+            system, part = _THINKER, _THINK
+        case Role.VERIFIER:
+            if episode.answer is None:
+                raise ValueError("there is no answer to verify")
+            blocks = [("answer", "", episode.answer), *suggestion]
+            system, part = _VERIFIER, _VERIFY
+    if not blocks:
+        return Message("system", system), Message("user", query)
+    fence = _fence(query, part, blocks)
+    parts = [_DATA]
+    for name, _, text in blocks:
+        parts.append(f"[{name} {fence}]\n{text}\n[end of {name} {fence}]")
+    parts += [f"Task: {query}", f"Your part: {part}"]
+    return Message("system", system), Message("user", "\n\n".join(parts))
+
+
+_SOLVER = """\
+You solve a task. Think it through, then give the full answer. If it rests on an idea that others \
+could use, put that in <idea> and </idea> after the answer."""
+_SOLVE = "give the full answer to the task."
+_THINKER = """\
+You think about a task, but others solve it: say how to go on, not what the answer is. Write your \
+advice in <suggestion> and </suggestion>. If it is clear who should be next, add \
+<suggested_role>solver</suggested_role> or <suggested_role>verifier</suggested_role>."""
+_THINK = "suggest how to go on."
+_VERIFIER = """\
+You verify the answer to a task. Begin with the word ACCEPT if it is right and complete, else with \
+the word REJECT; then say why in a sentence."""
+_VERIFY = "begin with ACCEPT or REJECT."
 
 
 def conversation_query(messages: Sequence[Message]) -> str:

@@ -21,7 +21,7 @@ import sniffio
 
 from grammar import Plan, Step
 
-from .context import step_messages
+from .context import step_messages, turn_messages
 from .errors import Failure, FailureKind, WorkerError
 from .limits import Budget, Guard, Ledger, LeftAlone
 from .pool import Pool
@@ -45,8 +45,10 @@ from .run import (
     StepFinished,
     StepResult,
     StepStarted,
+    episode,
 )
 from .schedule import Schedule, StepState
+from .turns import Role
 from .worker import (
     Call,
     Completion,
@@ -228,11 +230,12 @@ class Session:
 
     def call_for(self, index: int, messages: tuple[Message, ...]) -> Call:
         """Make the call of a step of the present plan: how the answer is to be is told to the last
-        one, the seed to all."""
-        plan = self.record.plan
+        one, unless it thinks or verifies; the seed to all."""
+        plan, pick = self.record.plan, self.record.pick
         if self.asked is None:
             return Call(messages)
-        if plan is None or index == plan.final.index:
+        answers = plan is None or index == plan.final.index
+        if answers and (pick is None or pick.role in (None, Role.SOLVER)):
             return replace(self.asked, messages=messages)
         return Call(messages, Sampling(seed=self.asked.sampling.seed))
 
@@ -489,6 +492,7 @@ async def carry_out(
     parent: str = "",
     past: Record | None = None,
     asked: Call | None = None,
+    router: str = "",
 ) -> Run:
     """Decide on a plan and run it; the one path that every run takes, whoever decides.
 
@@ -504,6 +508,7 @@ async def carry_out(
         past: The record of this same run, which was stopped and goes on: what is done stays. It
             is written on.
         asked: What ``query`` is the text of, if it was more than a text.
+        router: Where the Router is from, if one decides, for the record.
 
     Raises:
         PoolError: If a fallback is not in the pool.
@@ -539,6 +544,7 @@ async def carry_out(
             tuple(fallback),
             taken,
             asked,
+            router,
         )
     else:
         begin = RunResumed(session.now(), budget)
@@ -618,9 +624,18 @@ async def _rounds(
         if failure is None:
             failure = await _run_steps(session, plan, taken)
         if failure is not None or record.number + 1 >= rounds:
-            return failure
+            return failure or _unanswered(record)
         taken = {}
         session.emit(RoundStarted(session.now(), record.number + 1))
+
+
+def _unanswered(record: Record) -> Failure | None:
+    """Say why there is no answer although every step is done: no turn was a solver's."""
+    if record.answer is not None:
+        return None
+    turns = "the only turn" if record.number == 0 else f"all {record.number + 1} turns"
+    told = f"{turns} went to thinkers: there is no answer; train the router on, or allow more turns"
+    return Failure(FailureKind.NO_ANSWER, told)
 
 
 async def _run_steps(
@@ -701,14 +716,19 @@ async def _run_step(
 ) -> StepResult:
     """Call one worker and turn whatever happens into a StepResult."""
     worker = session.pool[str(step.worker)]
-    messages = step_messages(
-        plan,
-        step.index,
-        session.query,
-        texts,
-        previous=previous,
-        conversation=session.asked.messages if session.asked else (),
-    )
+    pick = session.record.pick
+    if pick is not None and pick.role is not None:
+        past = episode(session.record.rounds[:-1])
+        messages = turn_messages(pick.role, session.query, past)
+    else:
+        messages = step_messages(
+            plan,
+            step.index,
+            session.query,
+            texts,
+            previous=previous,
+            conversation=session.asked.messages if session.asked else (),
+        )
     started = session.now()
     session.emit(StepStarted(started, step.index, worker.name, messages))
     pieces: list[str] = []

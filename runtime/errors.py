@@ -68,6 +68,8 @@ class FailureKind(StrEnum):
     """The run has used up what it may take: money, tokens, calls, steps or depth."""
     EXCLUDED = "excluded"
     """The worker may not be used in this run."""
+    NO_ANSWER = "no_answer"
+    """The turns of a router came to their end before a solver had answered."""
     NO_PLAN = "no_plan"
     """What the Conductor model wrote is no plan, also after being told what is wrong with it."""
     INTERNAL = "internal"

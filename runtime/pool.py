@@ -26,6 +26,7 @@
     [run]                           # optional: what every run may take
     dollars = 0.50
     fallback = ["small"]
+    router = "router"               # a router's folder: it picks a worker, no plan is written
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AsyncExitStack, suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from decimal import Decimal
 from difflib import get_close_matches
 from pathlib import Path
@@ -82,6 +83,9 @@ class RunSettings:
     """Most rounds of planning."""
     fallback: tuple[str, ...] = ()
     """Workers that stand in for any that fails, after its own fallbacks."""
+    router: str = ""
+    """Folder of the Router that decides, or "embedded" for the one that comes with the package;
+    empty if plans are written."""
 
 
 class Pool:
@@ -490,13 +494,16 @@ class RunTable(_Table):
     """Most rounds of planning: the Conductor sees the answer and keeps it or plans again."""
     fallback: tuple[str, ...] = ()
     """Workers that stand in for any that fails, after its own fallbacks."""
+    router: str = ""
+    """Folder of the router that picks a worker, in place of plans: relative to the pool file, or
+    "embedded" for the one that comes with the package."""
 
     @property
     def settings(self) -> RunSettings:
         """The settings as a value."""
         dollars = None if self.dollars is None else Decimal(str(self.dollars))
         budget = Budget(dollars, self.tokens, self.calls, self.seconds, self.steps, self.depth)
-        return RunSettings(budget, self.rounds, self.fallback)
+        return RunSettings(budget, self.rounds, self.fallback, self.router)
 
 
 Table = Annotated[EndpointTable | LocalTable | ConductorTable, Field(discriminator="kind")]
@@ -570,9 +577,17 @@ class PoolFile(_Table):
                 for name, table in self.workers.items()
                 if not isinstance(table, ConductorTable)
             },
-            settings=self.run.settings,
+            settings=replace(self.run.settings, router=self.router),
             source=os.path.abspath(self.path),  # a run may go on in another folder
         )
+
+    @property
+    def router(self) -> str:
+        """The router of ``[run]``, its folder as an absolute path."""
+        named = self.run.router
+        if named in ("", "embedded"):
+            return named
+        return os.path.abspath(Path(self.path).parent / named)
 
     @property
     def models(self) -> dict[str, EndpointTable | LocalTable]:

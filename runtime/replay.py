@@ -39,8 +39,11 @@ from .run import (
     StepFinished,
     StepResult,
     StepStarted,
+    WorkerPicked,
+    episode,
 )
 from .schedule import StepState
+from .turns import Role
 from .worker import Completion, FinishReason, FunctionWorker, Message
 
 _STOPPED = frozenset({FailureKind.DEADLINE, FailureKind.CANCELLED})
@@ -180,6 +183,9 @@ class _Replay:
         for at, attempt in enumerate(recorded.planning):
             self._check_attempt(f"{where}planning attempt {at}", attempt, number)
             session.emit(PlanAttempted(session.now(), attempt))
+        if recorded.pick is not None:
+            self._check_pick(f"{where}pick", number)
+            session.emit(WorkerPicked(session.now(), recorded.pick))
         if recorded.plan is not None:
             plan = self._plan(f"{where}plan", recorded, number)
             source = recorded.source or PlanSource.GIVEN
@@ -187,6 +193,9 @@ class _Replay:
             session.emit(PlanParsed(session.now(), plan, source))
             return plan
         if recorded.kept:
+            turns = episode(run.rounds[:number])
+            if turns.turns and not turns.accepted:
+                raise ReplayError(f"{where}kept: no verifier accepted the answer")
             if recorded.planning and self._read(recorded.planning[-1].text, number) is not None:
                 raise ReplayError(f"{where}kept: the Conductor wrote another plan")
             return None
@@ -204,6 +213,10 @@ class _Replay:
                 again = self._read(recorded.planning[-1].text, number, plan)
             case PlanSource.PICK:
                 again = single(str(plan.final.worker), self._run.query)
+            case PlanSource.ROUTER:
+                if recorded.pick is None:
+                    raise ReplayError(f"{where}: the router decided, but no pick is recorded")
+                again = single(recorded.pick.worker, self._run.query)
             case _:
                 again = plan.resolve(self._run.workers)
         if again != plan:
@@ -232,12 +245,34 @@ class _Replay:
                 told = _told(attempt.diagnostics, again)
                 raise ReplayError(f"{where}: diagnostics: {told}")
 
+    def _check_pick(self, where: str, number: int) -> None:
+        """Compare a router's decision with what it was drawn from; its states are not in the
+        record."""
+        pick = self._run.rounds[number].pick
+        assert pick is not None
+        most = max(pick.probabilities, key=pick.probabilities.__getitem__, default="")
+        if pick.worker not in pick.probabilities or not (pick.sampled or pick.worker == most):
+            raise ReplayError(f"{where}: {_told(pick.worker, most)}")
+        if pick.role is None:
+            return
+        past = episode(self._run.rounds[:number])
+        if past.accepted:
+            raise ReplayError(f"{where}: a verifier had accepted the answer")
+        likely = max(pick.roles, key=pick.roles.__getitem__, default="")
+        drawn = pick.role if pick.sampled else Role(likely)
+        role = past.role(drawn)
+        if (role, past.suggested is not None) != (pick.role, pick.suggested):
+            raise ReplayError(f"{where}: {_told(pick.role, role)}")
+
     def _check_undecided(self, where: str, recorded: Round) -> None:
         """A round without a plan must say why: a call that failed, or a text that is no plan."""
         if self._stopped:
             return
         last = recorded.planning[-1] if recorded.planning else None
         failure = self._run.failure or _UNKNOWN
+        if self._run.router and last is None:
+            self._check_unrouted(where, recorded, failure)
+            return
         cause, kind = "", failure.kind
         if last is not None and last.failure is not None:
             cause, kind = last.failure.message, last.failure.kind
@@ -248,6 +283,13 @@ class _Replay:
         if kind is not failure.kind or not failure.message.endswith(cause):
             told = _told(failure.message, f"{kind}: {cause}")
             raise ReplayError(f"run {self._run.id}: failure: {told}")
+
+    def _check_unrouted(self, where: str, recorded: Round, failure: Failure) -> None:
+        """The router came to no plan: it could not read, or picked a verifier of nothing."""
+        verifies = recorded.pick is not None and recorded.pick.role is Role.VERIFIER
+        if verifies is not (failure.kind is FailureKind.NO_ANSWER):
+            told = _told(failure.kind, FailureKind.NO_ANSWER if verifies else "none")
+            raise ReplayError(f"{where}pick: failure: {told}")
 
     def _with_outcomes(self, recorded: Round, again: Round) -> Round:
         results = {each.index: each for each in recorded.steps}

@@ -18,6 +18,7 @@ from grammar import Diagnostic, Mark, Plan, Step, mimebundle
 from .errors import Failure, FailureKind
 from .limits import Budget
 from .schedule import StepState
+from .turns import Episode, Pick, Role, Turn, answer_of
 from .worker import Call, FinishReason, Message, Usage
 
 if TYPE_CHECKING:
@@ -46,7 +47,9 @@ class PlanSource(StrEnum):
     GIVEN = "given"
     """The caller brought the plan."""
     PICK = "pick"
-    """One worker was picked; the plan hands it the query."""
+    """The caller picked one worker; the plan hands it the query."""
+    ROUTER = "router"
+    """The Router picked one worker; the plan hands it the query."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +161,8 @@ class RunStarted:
     """Results of the other run that are taken over."""
     asked: Call | None = None
     """As :attr:`Run.asked`."""
+    router: str = ""
+    """As :attr:`Run.router`."""
     kind: Literal["run_started"] = "run_started"
 
 
@@ -209,6 +214,15 @@ class PlanAttempted:
     at: float
     attempt: PlanAttempt
     kind: Literal["plan_attempted"] = "plan_attempted"
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerPicked:
+    """The Router has decided; the plan that hands the worker the query follows."""
+
+    at: float
+    pick: Pick
+    kind: Literal["worker_picked"] = "worker_picked"
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,6 +321,7 @@ Event = (
     | PlanStarted
     | PlanDelta
     | PlanAttempted
+    | WorkerPicked
     | PlanParsed
     | PlanKept
     | CallRetried
@@ -331,16 +346,40 @@ class Round:
     steps: tuple[StepResult, ...] = ()
     """Results so far, by index; all of them once the run is finished."""
     kept: bool = False
-    """Whether the Conductor kept the answer of the round before; there is no plan then."""
+    """Whether the answer of the round before was kept; there is no plan then."""
+    pick: Pick | None = None
+    """The Router's decision, if it decided: a round is a turn then."""
 
     @property
     def answer(self) -> str | None:
-        """The completion of the last step; None if there is none."""
+        """The completion of the last step; None if there is none.
+
+        A turn of a thinker or verifier has none, and that of a solver is without its idea.
+        """
         if self.plan is None or not self.steps:
             return None
         last = self.steps[-1]
         answered = last.index == self.plan.final.index and last.state is StepState.DONE
-        return last.text if answered else None
+        return _answer(self.pick, last.text) if answered else None
+
+
+def _answer(pick: Pick | None, text: str) -> str | None:
+    """What the text of a round's last step is as an answer."""
+    if pick is None or pick.role is None:
+        return text
+    return answer_of(text) if pick.role is Role.SOLVER else None
+
+
+def episode(rounds: Iterable[Round]) -> Episode:
+    """What the turns of a run come to so far; rounds that are no turn, or not done, don't count."""
+    state = Episode()
+    for each in rounds:
+        if each.pick is None or each.pick.role is None:
+            continue
+        for step in each.steps:
+            if step.state is StepState.DONE:
+                state = state.after(Turn(each.pick.role, step.text))
+    return state
 
 
 _UNCOUNTED = Usage()
@@ -390,6 +429,8 @@ class Run:
     asked: Call | None = None
     """What was asked, if it was more than a query: a conversation, and how the answer is to be
     decoded. ``query`` is its text."""
+    router: str = ""
+    """Where the Router is from, if one decides: a path, "embedded", or "python"."""
 
     @property
     def answer(self) -> str | None:
@@ -590,7 +631,7 @@ class _Flat:
         for number, each in enumerate(planned, 1):
             name = prefix + (f"R{number}." if len(planned) > 1 else "")
             last = self._lay_round(run, each, name, before, answer)
-            if each.answer is not None:
+            if each.answer is not None or _is_turn(each):
                 answer = last
         return last
 
@@ -610,6 +651,8 @@ class _Flat:
                 inner = self.lay(result.run, f"{prefix}{step.index}.", tuple(sorted(access)))
                 access.update(() if inner is None else (inner,))
             places.append(len(self.steps))
+            if laid.pick is not None and laid.pick.role is not None:
+                step = replace(step, subtask=f"{laid.pick.role}: {step.subtask}")
             self.steps.append(replace(step, index=places[-1], access=tuple(sorted(access))))
             if run.state is not RunState.PLANNED:
                 mark = Mark("waiting") if result is None else _mark(result)
@@ -617,6 +660,10 @@ class _Flat:
                 shown = "" if number == str(places[-1]) else number
                 self.marks[places[-1]] = replace(mark, number=shown)
         return places[-1]
+
+
+def _is_turn(laid: Round) -> bool:
+    return laid.pick is not None and laid.pick.role is not None
 
 
 def _mark(result: StepResult) -> Mark:
@@ -654,7 +701,7 @@ def fold(events: Iterable[Event]) -> Run:
 class _OpenRound:
     """A round under way."""
 
-    __slots__ = ("earlier", "kept", "lost", "nested", "parsed", "planning", "steps")
+    __slots__ = ("earlier", "kept", "lost", "nested", "parsed", "pick", "planning", "steps")
 
     def __init__(self) -> None:
         self.planning: list[PlanAttempt] = []
@@ -662,6 +709,7 @@ class _OpenRound:
         self.steps: dict[int, StepResult] = {}
         self.nested: dict[int, Record] = {}
         self.kept = False
+        self.pick: Pick | None = None
         # Calls that came to nothing and are in no result yet, by step; None is planning.
         self.lost: dict[int | None, tuple[Attempt, ...]] = {}
         # Those from before the run was stopped: the next result will not tell of them by itself.
@@ -697,6 +745,7 @@ class _OpenRound:
             calls = (each for attempt in self.planning for each in _given_up(attempt))
             self.earlier[None] = (*self.earlier.get(None, ()), *calls)
             self.planning.clear()
+            self.pick = None
         self.planning = [attempt for attempt in self.planning if attempt.failure is None]
 
     def calls(self) -> Iterator[Account]:
@@ -728,7 +777,7 @@ class _OpenRound:
     @property
     def answer(self) -> str | None:
         last = self.steps.get(self.parsed.plan.final.index) if self.parsed else None
-        return last.text if last and last.state is StepState.DONE else None
+        return _answer(self.pick, last.text) if last and last.state is StepState.DONE else None
 
     @property
     def round(self) -> Round:
@@ -738,6 +787,7 @@ class _OpenRound:
             source=self.parsed.source if self.parsed else None,
             steps=tuple(self._result(index) for index in sorted(self.steps)),
             kept=self.kept,
+            pick=self.pick,
         )
 
     def _result(self, index: int) -> StepResult:
@@ -785,6 +835,8 @@ class Record:
                 self._start, self._budget = event, event.budget
             case PlanAttempted():
                 self._rounds[-1].attempted(event.attempt)
+            case WorkerPicked():
+                self._rounds[-1].pick = event.pick
             case PlanParsed():
                 self._rounds[-1].parsed = event
             case CallRetried():
@@ -832,6 +884,11 @@ class Record:
         """The plan of the present round."""
         parsed = self._rounds[-1].parsed
         return parsed.plan if parsed else None
+
+    @property
+    def pick(self) -> Pick | None:
+        """The Router's decision in the present round, if there is one."""
+        return self._rounds[-1].pick
 
     @property
     def kept(self) -> bool:
@@ -896,4 +953,5 @@ class Record:
             most_rounds=self._start.rounds,
             parent=self._start.parent,
             asked=self._start.asked,
+            router=self._start.router,
         )

@@ -5,16 +5,393 @@ What they do is in ``training``, which is imported when a command runs, and neve
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from grammar import visible
+
+from .options import Only, PoolOption, Quiet, Without, bounded
+from .terminal import FAILED, INTERRUPTED, fail, remark, say, tell
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
+
+    from runtime import Pool
+    from training.labels import Order
 
 train = typer.Typer(help="Train the deciders.", no_args_is_help=True)
 router = typer.Typer(help="The router: who is in it.", no_args_is_help=True)
 
-COMMANDS: tuple[Callable[..., None], ...] = ()
+_TASKS, _BOUNDS = "Which tasks", "Bounds"
+
+
+class SplitName(StrEnum):
+    """What tasks may be used for."""
+
+    TRAIN = "train"
+    VALIDATION = "validation"
+    TEST = "test"
+
+
+Sources = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="TASKS...",
+        help="Families (`conductor tasks` lists them), [bold]all[/bold] of them, "
+        "[bold]gym:NAME[/bold] of reasoning-gym, [bold]hub:NAME[/bold] of the Hugging Face hub, "
+        "or JSONL files.",
+    ),
+]
+SplitOption = Annotated[
+    SplitName, typer.Option("--split", help="Of which split.", rich_help_panel=_TASKS)
+]
+Wording = Annotated[
+    Literal["trained", "held-out", "all"],
+    typer.Option("--wording", help="Phrasings of our own families.", rich_help_panel=_TASKS),
+]
+Seed = Annotated[
+    int,
+    typer.Option("--seed", metavar="N", help="Chooses items and draws.", rich_help_panel=_TASKS),
+]
+
+
+def tasks(
+    sources: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[TASKS...]", help="As for `conductor labels`; without, a list."),
+    ] = None,
+    count: Annotated[
+        int, typer.Option("-n", "--limit", metavar="N", min=1, help="Of each source.")
+    ] = 3,
+    split: SplitOption = SplitName.TRAIN,
+    wording: Wording = "trained",
+    seed: Seed = 0,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print them as JSONL, which `conductor labels` reads.")
+    ] = False,
+) -> None:
+    """List the families of tasks, or show some of their tasks."""
+    with _told():
+        from training.families import CHAINS, FAMILIES, Chain, Family
+        from training.tasks import Split, draw, gather, lines
+
+        if not sources:
+            table = _table("family", "what", "phrasings", "held out", "example")
+            known: list[Family | Chain] = [*FAMILIES.values(), *CHAINS.values()]
+            for each in known:
+                kind = " then ".join(each.parts) if isinstance(each, Chain) else "family"
+                kind += ", reserved" if each.reserved else ""
+                shown = draw(each.name, 1, split=Split(split), seed=seed)[0].question
+                table.add_row(
+                    Text(each.name, "bold"),
+                    kind,
+                    str(len(each.phrasings)),
+                    str(len(each.held_out)),
+                    visible(" ".join(shown.split())),
+                )
+            Console(highlight=False).print(table)
+            remark("deciders don't train on held-out phrasings, nor on reserved families at all")
+            return
+        found = gather(sources, count, split=Split(split), wording=wording, seed=seed)
+        if json:
+            say("\n".join(lines(found)))
+            return
+        for task in found:
+            say(visible(task.question, "\n"))
+            for part in task.parts:
+                say(f"  {part.family}: {visible(part.subtask)}: {visible(part.answer)}")
+            say(f"  {task.grader.kind}: {visible(task.answer)}\n")
+
+
+def labels(
+    sources: Sources,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="FOLDER", help="Where the labels go, or go on.")
+    ],
+    pool: PoolOption = None,
+    only: Only = None,
+    without: Without = None,
+    repeats: Annotated[
+        int,
+        typer.Option("--repeats", metavar="R", min=1, help="Draws of each worker on each task."),
+    ] = 1,
+    limit: Annotated[
+        int,
+        typer.Option(
+            "--limit", "-n", metavar="N", min=1, help="Of each source.", rich_help_panel=_TASKS
+        ),
+    ] = 100,
+    split: SplitOption = SplitName.TRAIN,
+    wording: Wording = "trained",
+    seed: Seed = 0,
+    apart: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--apart",
+            metavar="FILE",
+            help="An evaluation set (JSONL): what it asks is left out.",
+            rich_help_panel=_TASKS,
+        ),
+    ] = None,
+    question: Annotated[
+        str, typer.Option("--question", help="Column, for hub:NAME.", rich_help_panel=_TASKS)
+    ] = "question",
+    answer: Annotated[
+        str, typer.Option("--answer", help="Column, for hub:NAME.", rich_help_panel=_TASKS)
+    ] = "answer",
+    grader: Annotated[
+        Literal["exact", "number", "maths"],
+        typer.Option("--grader", help="For hub:NAME.", rich_help_panel=_TASKS),
+    ] = "exact",
+    dollars: Annotated[
+        float | None,
+        typer.Option(
+            "--max-dollars", metavar="N", min=0, help="Most money.", rich_help_panel=_BOUNDS
+        ),
+    ] = None,
+    calls: Annotated[
+        int | None,
+        typer.Option(
+            "--max-calls", metavar="N", min=0, help="Most calls.", rich_help_panel=_BOUNDS
+        ),
+    ] = None,
+    seconds: Annotated[
+        float | None,
+        typer.Option(
+            "--max-seconds",
+            metavar="N",
+            min=0,
+            help="Begin no call later.",
+            rich_help_panel=_BOUNDS,
+        ),
+    ] = None,
+    concurrency: Annotated[
+        int,
+        typer.Option(
+            "--concurrency",
+            metavar="N",
+            min=1,
+            help="Most calls of a worker at once.",
+            rich_help_panel=_BOUNDS,
+        ),
+    ] = 16,
+    cache: Annotated[
+        Path | None,
+        typer.Option("--cache", metavar="FILE", help="Replies. [dim]Else a file in FOLDER.[/dim]"),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Tell what it will take; call nobody.")
+    ] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure how right every worker is on every task; goes on where it was stopped.
+
+    Exit code 1 if labels are missing in the end: the same command asks for those again.
+    """
+    import anyio
+
+    from .config import load_pool
+
+    with _told():
+        from runtime import Budget, CallCache
+        from training.labels import collect, order
+        from training.tasks import Columns, Split
+
+        team = load_pool(pool, remark)
+        team = team.only(*only) if only else team
+        team = team.without(*without) if without else team
+        columns = Columns(question, answer, grader)
+        given = _gathered(sources, limit, Split(split), wording, seed, columns, apart or [])
+        about = {"sources": sources, "split": str(split), "wording": wording, "limit": limit}
+        wanted = order(given, team, folder=out, repeats=repeats, seed=seed)
+        if wanted.left_out:
+            remark(f"left out, being no models: {', '.join(wanted.left_out)}")
+        if dry_run:
+            _print_dry_run(wanted, pool, team)
+            return
+        console = Console(stderr=True, quiet=quiet, highlight=False)
+        kept = None if cache is None else CallCache(cache)
+        try:
+            with _measuring(wanted, console) as heard:
+                anyio.run(
+                    lambda: collect(
+                        given,
+                        team,
+                        folder=out,
+                        repeats=repeats,
+                        seed=seed,
+                        cache=kept,
+                        budget=bounded(Budget(), dollars=dollars, calls=calls, seconds=seconds),
+                        concurrency=concurrency,
+                        progress=heard,
+                        about=about,
+                    )
+                )
+        except KeyboardInterrupt:
+            tell("interrupted; the same command goes on")
+            raise typer.Exit(INTERRUPTED) from None
+        finally:
+            if kept is not None:
+                kept.close()
+        _print_labels(out)
+
+
+COMMANDS: tuple[Callable[..., None], ...] = (tasks, labels)
 GROUPS = {"train": train, "router": router}
 """Groups of commands; one is offered as soon as it has a command."""
+
+
+# --- parts of the commands ---------------------------------------------------------------------
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """End the command with what is wrong, where that is no bug."""
+    try:
+        from training.graders import GraderError
+        from training.labels import LabelsError
+        from training.tasks import TaskError
+    except ModuleNotFoundError as error:
+        fail(f"{error.name} is not installed: pip install 'conductor-lm[train]'")
+    try:
+        yield
+    except (GraderError, LabelsError, TaskError) as error:
+        fail(str(error))
+
+
+def _table(*titles: str) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for title in titles:
+        table.add_column(title, overflow="fold")
+    return table
+
+
+def _gathered(
+    sources: Sequence[str],
+    limit: int,
+    split: Any,
+    wording: Literal["trained", "held-out", "all"],
+    seed: int,
+    columns: Any,
+    apart: Sequence[Path],
+) -> list[Any]:
+    """Take the tasks; of a training split without what an evaluation set asks."""
+    from training.tasks import Split, gather, held_back, read_jsonl, without
+
+    given = gather(sources, limit, split=split, wording=wording, seed=seed, columns=columns)
+    if split is Split.TEST:
+        return given
+    evaluation = [each for file in apart for each in read_jsonl(file)]
+    evaluation += held_back(sources, limit, split=split, seed=seed, columns=columns)
+    kept = without(given, evaluation)
+    if gone := len(given) - len(kept):
+        remark(f"left out {gone} tasks that an evaluation set asks too, or that came twice")
+    if not kept:
+        fail("no task is left")
+    return kept
+
+
+@contextmanager
+def _measuring(wanted: Order, console: Console) -> Iterator[Callable[[Any], None]]:
+    from .measuring import Measuring
+
+    every = Counter(row.worker for row in wanted.rows)
+    every.update(asking.worker for asking in wanted.askings)
+    names = [name for name in wanted.manifest["workers"] if every[name]]
+    with Measuring(console, {name: every[name] for name in names}) as view:
+        for row in wanted.rows:
+            view.take_up(row.worker, row.score or 0.0)
+        yield lambda row: view.heard(
+            row.worker, row.score, row.paid, priced=row.dollars is not None or not row.calls
+        )
+
+
+def _print_dry_run(wanted: Order, pool: Path | None, team: Pool) -> None:
+    from decimal import Decimal
+
+    from grammar import Plan
+    from runtime import PoolFile
+
+    from .config import pool_file
+    from .estimate import estimate
+
+    file = pool or pool_file()
+    known = PoolFile.read(file) if file else team
+    table = _table("worker", "labels there", "calls", "tokens in", "tokens out", "dollars")
+    there = Counter(row.worker for row in wanted.rows)
+    counts, spent = Counter[str](), Decimal(0)
+    for name in wanted.manifest["workers"]:
+        asked = [each.task.question for each in wanted.askings if each.worker == name]
+        took = [estimate(Plan.of([q], [name], [[]]), known, query=q) for q in asked]
+        tokens_in = sum(each.input_tokens.most for each in took)
+        out = sum(each.output_tokens.most for each in took)
+        dear = sum((each.dollars.most for each in took), Decimal(0))
+        cost = "?" if any(each.unpriced for each in took) else f"{dear:,.4f}"
+        row = (f"{there[name]:,}", f"{len(asked):,}", f"{tokens_in:,}", f"{out:,}", cost)
+        table.add_row(Text(name, "bold"), *row)
+        counts.update({"calls": len(asked), "in": tokens_in, "out": out})
+        spent += dear
+    sums = (f"{counts[each]:,}" for each in ("calls", "in", "out"))
+    table.add_row(Text("total", "bold"), "", *sums, f"{spent:,.4f}")
+    tasks = wanted.manifest["tasks"]
+    families = len(wanted.manifest["families"])
+    say(f"{tasks:,} tasks of {families} families, {wanted.manifest['repeats']} repeats at most\n")
+    Console(highlight=False).print(table)
+    say("\nTokens out and dollars at most: every reply at its limit. Nobody was called.")
+
+
+def _print_labels(out: Path) -> None:
+    from training.labels import read_manifest
+    from training.matrix import write_report
+
+    try:
+        import matplotlib
+
+        pictures = bool(matplotlib)
+    except ModuleNotFoundError:
+        pictures = False
+        remark("no picture: matplotlib is not installed (pip install 'conductor-lm[train]')")
+    summary = write_report(out, pictures=pictures)
+    table = _table("family", "tasks", *summary.workers)
+    for family, rates in summary.rates.items():
+        best = max((rate.interval.value for rate in rates.values() if rate.tasks), default=0.0)
+        cells = [
+            Text(f"{rate.interval.value:.0%}", "bold" if rate.interval.value == best else "")
+            if rate.tasks
+            else Text("?", "yellow")
+            for rate in rates.values()
+        ]
+        count = max((rate.tasks for rate in rates.values()), default=0)
+        table.add_row(Text(visible(family), "bold"), f"{count:,}", *cells)
+    Console(highlight=False).print(table)
+    manifest = read_manifest(out)
+    if summary.best:
+        best_mean, top = summary.best_mean.value, summary.oracle.value
+        say(
+            f"\nbest worker {summary.best} {best_mean:.0%}, oracle {top:.0%}, "
+            f"all tie on {summary.tied.value:.0%}, none right on {summary.solved_by_none.value:.0%}"
+        )
+    remark(
+        f"{manifest['labels']:,} labels, {manifest['calls']:,} calls, ${manifest['dollars']}"
+        f" · report in {out / 'report.md'}"
+    )
+    for worker, kinds in manifest["failed"].items():
+        told = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+        remark(f"{worker}: calls that failed: {told}", "yellow")
+    for worker, why in manifest["given_up"].items():
+        remark(f"{worker} was given up: {why}", "yellow")
+    if manifest["stopped"]:
+        remark(f"stopped: {manifest['stopped']}", "yellow")
+    if manifest["labels"] < manifest["wanted"]:
+        missing = manifest["wanted"] - manifest["labels"]
+        tell(f"error: {missing:,} labels are missing; the same command asks for them again")
+        raise typer.Exit(FAILED)

@@ -15,7 +15,9 @@ from training.tasks import (
     Split,
     TaskError,
     draw,
+    gather,
     gym,
+    held_back,
     hub,
     plain,
     read_jsonl,
@@ -211,3 +213,55 @@ def test_a_folder_of_a_dataset_is_a_source(tmp_path: Path) -> None:
     assert all(grade(each.grader, str(int(each.question.split()[0]) + 1)) for each in tasks)
     with pytest.raises(TaskError, match="no column 'query'; it has: question, answer"):
         hub(str(tmp_path), 5, question="query")
+
+
+# -- sources by name -----------------------------------------------------------------------------
+
+
+def test_sources_are_taken_by_name(tmp_path: Path) -> None:
+    file = tmp_path / "quiz.jsonl"
+    file.write_text("".join(f'{{"question": "{at}?", "answer": "x"}}\n' for at in range(40)))
+
+    found = gather(["addition", "addition-mirror", str(file), "addition"], 6)
+
+    families = [each.family for each in found]
+    assert families == ["addition"] * 6 + ["addition-mirror"] * 6 + ["quiz"] * 6
+    assert {each.split for each in found} == {Split.TRAIN}
+    assert found[:4] == gather(["addition"], 4)  # more of them begin with the same
+    everything = gather(["all"], 2)
+    assert {each.family for each in everything} == {*FAMILIES, *CHAINS}
+
+
+def test_a_family_that_has_fewer_gives_what_it_has() -> None:
+    found = draw("symbols", 10_000, split=Split.TEST, fewer=True)
+
+    assert 2 <= len(found) < 100
+    assert len({each.id for each in found}) == len(found)
+
+
+def test_a_source_that_is_none_is_told(tmp_path: Path) -> None:
+    with pytest.raises(TaskError, match=r"no tasks are called 'sums'; there are: addition, .*gym:"):
+        gather(["sums"], 1)
+    file = tmp_path / "quiz.jsonl"
+    file.write_text('{"question": "a", "answer": "b"}\n')
+    other = next(split for split in Split if split is not read_jsonl(file)[0].split)
+    with pytest.raises(TaskError, match=f"no task is of the {other} split"):
+        gather([str(file)], 1, split=other)
+
+
+def test_what_is_held_back_is_of_later_splits() -> None:
+    for split, later in (
+        (Split.TRAIN, {Split.VALIDATION, Split.TEST}),
+        (Split.VALIDATION, {Split.TEST}),
+    ):
+        kept = held_back(["addition", "relations"], 20, split=split)
+        assert {each.split for each in kept} == later
+        assert without(gather(["addition"], 50, split=split), kept)
+
+
+def test_a_question_may_have_line_ends_of_any_kind(tmp_path: Path) -> None:
+    odd = [task("own", "one\u2028two\x85three\r\nfour\x0c", Number("4"), answer="4")]
+
+    write_jsonl(odd, tmp_path / "odd.jsonl")
+
+    assert read_jsonl(tmp_path / "odd.jsonl") == odd

@@ -366,6 +366,7 @@ def order(
             "identity": json.loads(each.identity) if each.identity.startswith("{") else "",
             "card": each.card,
             "asked": asked[each.name],
+            "greedy": _decodes_greedily(each),
             "seeded": _takes_seed(each),
         }
         for each in models

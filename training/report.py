@@ -48,7 +48,7 @@ def write_report(evaluation: Evaluation, folder: str | Path) -> list[Path]:
     }
     for name, figure in ((NAME, draw_scores(evaluation)), ("costs", draw_costs(evaluation))):
         for ending in ("svg", "png"):
-            files[f"{name}.{ending}"] = _rendered(figure, ending)
+            files[f"{name}.{ending}"] = rendered(figure, ending)
     for name, data in files.items():
         (target / name).write_bytes(data)
     return [target / name for name in files]
@@ -394,7 +394,8 @@ def _plain_axes(panel: Axes) -> None:
     panel.tick_params(labelsize=8)
 
 
-def _rendered(figure: Figure, ending: str) -> bytes:
+def rendered(figure: Figure, ending: str) -> bytes:
+    """Save a figure in the format of this ending, svg or png."""
     import matplotlib
 
     data = BytesIO()

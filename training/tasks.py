@@ -132,10 +132,11 @@ def draw(
     split: Split = Split.TRAIN,
     wording: Wording = "trained",
     seed: int = 0,
+    fewer: bool = False,
 ) -> list[Task]:
     """Draw different tasks of one of our families or chains.
 
-    The same arguments give the same tasks.
+    The same arguments give the same tasks; more of them begin with the same.
 
     Args:
         name: Of a family (``addition``) or a chain (``largest-addition``).
@@ -143,6 +144,7 @@ def draw(
         split: Items of which split.
         wording: Phrasings to ask in.
         seed: Chooses the items; the split does not depend on it.
+        fewer: Give what there is if that is less.
 
     Raises:
         TaskError: If there is no such family, or it has too few items.
@@ -161,6 +163,8 @@ def draw(
             found[made.id] = made
             misses = 0
         elif (misses := misses + 1) > _PATIENCE:
+            if fewer and found:
+                break
             message = f"{name} has no more than {len(found)} tasks in {split}, {wording} wording"
             raise TaskError(f"{message}; ask for fewer")
     return list(found.values())
@@ -272,11 +276,11 @@ def read_jsonl(path: str | Path) -> list[Task]:
         TaskError: If the file can't be read, or a line is no task; it says which.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise TaskError(f"{path}: {error}") from error
     found = []
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         try:
@@ -292,8 +296,12 @@ def read_jsonl(path: str | Path) -> list[Task]:
 
 def write_jsonl(tasks: Iterable[Task], path: str | Path) -> None:
     """Write tasks, one JSON object a line; :func:`read_jsonl` gives them back."""
-    lines = (_TASK.dump_json(each).decode() + "\n" for each in tasks)
-    Path(path).write_text("".join(lines), encoding="utf-8")
+    Path(path).write_text("".join(f"{line}\n" for line in lines(tasks)), encoding="utf-8")
+
+
+def lines(tasks: Iterable[Task]) -> list[str]:
+    """Write each task as one line of JSON."""
+    return [_TASK.dump_json(each).decode() for each in tasks]
 
 
 _SIMPLE: Mapping[str, Callable[[str], Grader]] = {
@@ -370,6 +378,105 @@ def hub(
     except Exception as error:  # network, authorisation, format: datasets has no common type
         raise TaskError(f"{name}: {type(error).__name__}: {error}") from error
     return list(found.values())
+
+
+# --- sources by name ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """Where a Hugging Face dataset has what; as :func:`hub`."""
+
+    question: str = "question"
+    answer: str = "answer"
+    grader: Literal["exact", "number", "maths"] = "exact"
+    of: str = "train"
+    config: str | None = None
+
+
+def gather(
+    sources: Sequence[str],
+    count: int,
+    *,
+    split: Split = Split.TRAIN,
+    wording: Wording = "trained",
+    seed: int = 0,
+    columns: Columns = Columns(),
+) -> list[Task]:
+    """Take tasks from sources by name, each once.
+
+    Args:
+        sources: Families or chains (``addition``), ``all`` of these, ``gym:NAME`` of
+            reasoning-gym, ``hub:NAME`` of the Hugging Face hub, or JSONL files.
+        count: Most tasks of each family or source; those that have fewer give what they have.
+        split: Of which split.
+        wording: Phrasings of our own families.
+        seed: Chooses the items of what is generated.
+        columns: Of Hugging Face datasets.
+
+    Raises:
+        TaskError: If a source is unknown, can't be read or has no task of this split.
+        GraderError: If what a source takes is not installed.
+    """
+    found: dict[str, Task] = {}
+    for source in sources:
+        taken = _taken(source, count, split, wording, seed, columns)
+        if not taken:
+            raise TaskError(f"{source}: no task is of the {split} split")
+        found.update((each.id, each) for each in taken)
+    return list(found.values())
+
+
+def held_back(
+    sources: Sequence[str],
+    count: int,
+    *,
+    split: Split = Split.TRAIN,
+    seed: int = 0,
+    columns: Columns = Columns(),
+) -> list[Task]:
+    """Take what the sources keep for later use than a split: validation and test, or test alone.
+
+    Args are those of :func:`gather`; so many tasks at most are taken of each.
+    """
+    later = [Split.TEST, Split.VALIDATION] if split is Split.TRAIN else [Split.TEST]
+    return [
+        each
+        for source in sources
+        for kept in later
+        for each in _taken(source, count, kept, "all", seed, columns)
+    ]
+
+
+def _taken(
+    source: str, count: int, split: Split, wording: Wording, seed: int, columns: Columns
+) -> list[Task]:
+    own = [*FAMILIES, *CHAINS]
+    if source == "all" or source in own:
+        names = own if source == "all" else [source]
+        return [
+            each
+            for name in names
+            for each in draw(name, count, split=split, wording=wording, seed=seed, fewer=True)
+        ]
+    kind, _, name = source.partition(":")
+    if kind == "gym" and name:
+        return gym(name, count, split=split, seed=seed)
+    if kind == "hub" and name:
+        return hub(
+            name,
+            count,
+            question=columns.question,
+            answer=columns.answer,
+            grader=columns.grader,
+            of=columns.of,
+            config=columns.config,
+            split=split,
+        )
+    if source.endswith((".jsonl", ".json")) or Path(source).is_file():
+        return [each for each in read_jsonl(source) if each.split is split][:count]
+    told = f"{', '.join(own)}; or all, gym:NAME, hub:NAME, FILE.jsonl"
+    raise TaskError(f"no tasks are called {source!r}; there are: {told}")
 
 
 # --- keeping sets apart ---------------------------------------------------------------------------

@@ -98,7 +98,7 @@ from .estimate import Estimate, estimate
 from .orchestrator import Conductor, Stream
 from .planner import Planner
 from .prompt import plan_messages
-from .router import Encoder, Head, Router, RouterError
+from .router import Encoder, Head, Router, RouterError, from_trinity
 from .schema import json_schema
 from .telemetry import Telemetry
 
@@ -177,6 +177,7 @@ __all__ = [
     "flattened",
     "fold",
     "format_file",
+    "from_trinity",
     "graph",
     "json_schema",
     "levels",

@@ -162,7 +162,7 @@ def router_messages(
 
     Args:
         conversation: What the user asks; of more than one message, the text of all.
-        system: The router's own; a head is trained on one and holds for no other.
+        system: The router's own; a head is trained on one and holds for no other. None if empty.
         thoughts: Ideas of the solvers so far, in the turn loop.
     """
     asked = conversation if isinstance(conversation, str) else conversation_query(conversation)
@@ -172,4 +172,5 @@ def router_messages(
         for number, thought in enumerate(thoughts, 1):
             tag = f"reference_thought_{number}"
             parts.append(f"<{tag}>\n{thought}\n</{tag}>")
-    return Message("system", system), Message("user", "\n\n".join(parts))
+    read = Message("user", "\n\n".join(parts))
+    return (Message("system", system), read) if system else (read,)

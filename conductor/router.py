@@ -32,6 +32,7 @@ from runtime import (
     Message,
     ModelError,
     NoPlan,
+    Offsets,
     Pick,
     PlanParsed,
     PlanSource,
@@ -77,6 +78,7 @@ class Encoder:
         layer: Which hidden state; see :class:`runtime.Reader`.
         plain: Lines of ``role: content`` in place of the model's chat template.
         most_tokens: Of a longer prompt the middle is left out.
+        offsets: Singular-value offsets by name of the matrix, float32; see :mod:`runtime.svf`.
     """
 
     def __init__(
@@ -87,10 +89,13 @@ class Encoder:
         layer: int = -1,
         plain: bool = False,
         most_tokens: int = 1024,
+        offsets: Mapping[str, np.ndarray] | None = None,
     ) -> None:
         self.model = local_model(model) if isinstance(model, str) else model
         self.system = system
-        self.reader = Reader(layer, plain, most_tokens)
+        self.offsets = dict(offsets or {})
+        scales = Offsets(self.offsets) if self.offsets else None
+        self.reader = Reader(layer, plain, most_tokens, scales)
 
     @property
     def id(self) -> str:
@@ -99,7 +104,7 @@ class Encoder:
 
     @property
     def digest(self) -> str:
-        """What tells these hidden states from others: a hash of weights, template and layer.
+        """What tells these hidden states from others: a hash of weights, offsets, template, layer.
 
         Two encoders of one digest give the same states, so that they can be kept.
         """
@@ -107,7 +112,10 @@ class Encoder:
 
         reader = self.reader
         told = [self.backbone, self.system, reader.layer, reader.plain, reader.most_tokens]
-        return sha256(json.dumps(told).encode()).hexdigest()
+        whole = sha256(json.dumps(told).encode())
+        for name, offsets in sorted(self.offsets.items()):
+            whole.update(name.encode() + b"\0" + offsets.tobytes())
+        return whole.hexdigest()
 
     @property
     def backbone(self) -> str:
@@ -515,7 +523,7 @@ class Router:
         else:
             folder, source = Path(path), str(Path(path).absolute())
         settings = _Settings.of(folder)
-        head, _ = _read_head(folder, settings)
+        head, offsets = _read_head(folder, settings)
         backbone = settings.backbone
         if model is not None and model.name != backbone.name:
             told = f"the router is for {backbone.name}, not {model.name}"
@@ -530,6 +538,7 @@ class Router:
             layer=template.layer,
             plain=template.plain,
             most_tokens=template.most_tokens,
+            offsets=offsets,
         )
         _check_backbone(folder / SETTINGS, encoder, head, backbone.digest)
         return cls(
@@ -570,8 +579,72 @@ class Router:
             roles=self.head.roles,
             training=dict(self.training if training is None else training),
         )
-        _put(folder / HEAD, as_bytes({"head": self.head.weight}))
+        offsets = {_SVF + name: values for name, values in encoder.offsets.items()}
+        _put(folder / HEAD, as_bytes({"head": self.head.weight, **offsets}))
         _put(folder / SETTINGS, (settings.model_dump_json(indent=2) + "\n").encode())
+
+
+def from_trinity(
+    vector: np.ndarray,
+    workers: Sequence[str],
+    model: LocalModel | str,
+    *,
+    block: int = 26,
+    plain: bool = True,
+    system: str = "",
+    **options: Any,
+) -> Router:
+    """Make a router of a vector in the layout that TRINITY was released in.
+
+    For each of nine matrices as many offsets as the model is wide, in the order of the state dict
+    (token embedding; q, k, v, o, gate, up, down of one block; LM head), then the head: a row for
+    each worker and for solver, thinker, verifier. With Qwen3-0.6B and 7 workers that is 9,216 +
+    10,240 = 19,456 numbers.
+
+    Args:
+        vector: The numbers.
+        workers: Names in your pool, in the order of the vector's workers.
+        model: The backbone.
+        block: The block whose matrices are scaled, from 0: the last but one.
+        plain: Which of two formats the sources tell of: lines of ``role: content``, or the chat
+            template without thinking.
+        system: System message of the template, none if empty.
+        options: As for the Router.
+
+    Raises:
+        RouterError: If the vector has another length.
+    """
+    import numpy as np
+
+    flat = np.ascontiguousarray(vector, dtype=np.float32)
+    rows = len(_TRINITY) + len(workers) + len(ROLES)
+    if flat.ndim != 1 or not flat.size or flat.size % rows:
+        told = f"9 matrices, {len(workers)} workers and 3 roles need a multiple of {rows} numbers"
+        raise RouterError(f"the vector has the shape {flat.shape}; {told}")
+    parts = flat.reshape(rows, -1)
+    names = [name.format(block=block) for name in _TRINITY]
+    encoder = Encoder(
+        model,
+        system=system,
+        plain=plain,
+        offsets={name: part.copy() for name, part in zip(names, parts, strict=False)},
+    )
+    head = Head(parts[len(names) :].copy(), tuple(workers), roles=True)
+    return Router(head, encoder, **options)
+
+
+_TRINITY = (
+    "model.embed_tokens.weight",
+    "model.layers.{block}.self_attn.q_proj.weight",
+    "model.layers.{block}.self_attn.k_proj.weight",
+    "model.layers.{block}.self_attn.v_proj.weight",
+    "model.layers.{block}.self_attn.o_proj.weight",
+    "model.layers.{block}.mlp.gate_proj.weight",
+    "model.layers.{block}.mlp.up_proj.weight",
+    "model.layers.{block}.mlp.down_proj.weight",
+    "lm_head.weight",
+)
+"""Names of the scaled matrices in Qwen3's state dict, in its order."""
 
 
 def embedded_folder() -> Path:
@@ -646,7 +719,7 @@ def _told(problem: Any) -> str:
 
 
 def _read_head(folder: Path, settings: _Settings) -> tuple[Head, dict[str, np.ndarray]]:
-    """The head, and what else is in its file."""
+    """The head, and the singular-value offsets."""
     file = folder / HEAD
     try:
         import numpy as np
@@ -665,9 +738,10 @@ def _read_head(folder: Path, settings: _Settings) -> tuple[Head, dict[str, np.nd
     if unknown:
         raise RouterError(f"{file}: {', '.join(unknown)}: there is no such tensor in a router")
     try:
-        return Head(np.ascontiguousarray(weight), settings.workers, settings.roles), tensors
+        head = Head(np.ascontiguousarray(weight), settings.workers, settings.roles)
     except RouterError as error:
         raise RouterError(f"{file}: {error}") from error
+    return head, {name.removeprefix(_SVF): offsets for name, offsets in tensors.items()}
 
 
 _SVF = "svf."

@@ -25,7 +25,16 @@ from .errors import (
 )
 from .journal import CallCache, Journal, RunSummary
 from .limits import Breaker, Budget, Clock, Guard, Ledger, Terms, Window, wait_before
-from .local import EngineName, LocalModel, LocalWorker, Reader, States, prompt_ids, reading_ids
+from .local import (
+    EngineName,
+    LocalModel,
+    LocalWorker,
+    Offsets,
+    Reader,
+    States,
+    prompt_ids,
+    reading_ids,
+)
 from .models import INSTALL, PACKAGED, PackagedModel, available, fetch, model_digest, model_folder
 from .pool import PlannerSettings, Pool, PoolFile, RunSettings
 from .prices import Cost, Price, free, published
@@ -123,6 +132,7 @@ __all__ = [
     "ModelError",
     "NestedEvent",
     "NoPlan",
+    "Offsets",
     "OnText",
     "PackagedModel",
     "Pick",

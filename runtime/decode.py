@@ -13,12 +13,13 @@ from transformers import AutoModelForCausalLM, DynamicCache
 
 from .adapters import Adapters
 from .errors import ModelError
+from .svf import Scaler
 from .worker import Sampling
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-    from .local import Job
+    from .local import Job, Offsets
 
 Push = Callable[["Job", int], None]
 
@@ -58,6 +59,9 @@ class TransformersDecoder:
         self._kept: tuple[str, list[int], DynamicCache] | None = None
         """Adapter, tokens and keys/values of the last single job: prompts often share their
         beginning."""
+        self._scaler = Scaler(self._model, folder)
+        self._offsets: Offsets | None = None
+        """Those of what was read last."""
         self._kept_read: tuple[list[int], DynamicCache] = ([], DynamicCache())
         """Tokens and keys/values of what was read last: readings begin with one template."""
 
@@ -160,7 +164,9 @@ class TransformersDecoder:
             positions = positions[:, -1:] + 1
 
     @torch.inference_mode()
-    def read(self, prompts: Sequence[list[int]], layer: int) -> np.ndarray:
+    def read(
+        self, prompts: Sequence[list[int]], layer: int, offsets: Offsets | None = None
+    ) -> np.ndarray:
         """Give the hidden state of each prompt's last token, without the LM head.
 
         What the prompts begin with is read once, and not at all if the last readings began with it
@@ -170,14 +176,16 @@ class TransformersDecoder:
             (N, D) float32, of the layer of :attr:`runtime.Reader.layer`.
 
         Raises:
-            ModelError: If there is no such layer.
+            ModelError: If there is no such layer, or the offsets don't fit.
         """
         depth = int(self._model.config.get_text_config().num_hidden_layers)
         if not -depth - 1 <= layer <= depth:
             told = f"the model has hidden states 0 to {depth}, or -{depth + 1} to -1 from the end"
             raise ModelError(f"there is no hidden state {layer}; {told}")
         vectors: list[Any] = [None] * len(prompts)
-        with self._adapters.none():
+        if offsets is not self._offsets:
+            self._kept_read, self._offsets = ([], DynamicCache()), offsets
+        with self._adapters.none(), self._scaler.scaled(offsets):
             for rows in _packs([len(prompt) for prompt in prompts]):
                 batch = [prompts[row] for row in rows]
                 read = self._read_one(batch[0], layer) if len(rows) == 1 else None

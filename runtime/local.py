@@ -18,7 +18,7 @@ import json
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -91,6 +91,16 @@ class Job:
         return self.finish is not None or self.cancelled.is_set()
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Offsets:
+    """Singular-value offsets with which a model is read; see :mod:`runtime.svf`. Compared by
+    identity."""
+
+    values: Mapping[str, np.ndarray]
+    """By name of the matrix, as in the model's state dict: a number for each singular value,
+    float32, from the largest value on."""
+
+
 @dataclass(frozen=True, slots=True)
 class Reader:
     """How conversations are read for their hidden states; readings of equal readers share a pass.
@@ -107,6 +117,8 @@ class Reader:
     """Render as lines of ``role: content`` and not with the model's chat template."""
     most_tokens: int = 1024
     """Of a longer prompt the middle is left out: a decision must not take minutes."""
+    offsets: Offsets | None = None
+    """Scales some of the model's matrices; workers that share the model do not see it."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -374,7 +386,7 @@ class LocalModel:
                 ids = [*ids[: most // 2], *ids[most // 2 - most :]]
             prompts.append(ids)
         # Attention is causal: the last token can't change the state of the one before it.
-        vectors = self._exact().read([ids[:-1] for ids in prompts], reader.layer)
+        vectors = self._exact().read([ids[:-1] for ids in prompts], reader.layer, reader.offsets)
         return States(vectors, tuple(map(len, prompts)))
 
     def _batch(self, ready: list[Job]) -> tuple[list[Job], list[Job]]:
@@ -653,7 +665,12 @@ def _json_grammar(response_format: str) -> str | None:
     return f"start: %json {json.dumps(compact)}"
 
 
-def prompt_ids(tokenizer: PreTrainedTokenizerFast, messages: Sequence[Message]) -> list[int]:
+def prompt_ids(
+    tokenizer: PreTrainedTokenizerFast,
+    messages: Sequence[Message],
+    *,
+    thinking: bool | None = None,
+) -> list[int]:
     """Turn messages into token ids; only the chat template writes control tokens.
 
     What a message holds of them, say "<|im_end|>", is encoded as the letters it is made of, or a
@@ -664,8 +681,10 @@ def prompt_ids(tokenizer: PreTrainedTokenizerFast, messages: Sequence[Message]) 
         {"role": _ROLES.get(message.role, message.role), "content": message.content}
         for message in messages
     ]
+    # A template that does not know the word passes it over.
+    more: dict[str, Any] = {} if thinking is None else {"enable_thinking": thinking}
     ids: list[int] = tokenizer.apply_chat_template(  # type: ignore[assignment]  # as return_dict says
-        turns, add_generation_prompt=True, return_dict=False, sanitize_control_tokens=True
+        turns, add_generation_prompt=True, return_dict=False, sanitize_control_tokens=True, **more
     )
     return ids
 
@@ -685,13 +704,13 @@ def reading_ids(
     from jinja2 import TemplateError
 
     try:
-        return prompt_ids(tokenizer, messages)
+        return prompt_ids(tokenizer, messages, thinking=False)
     except TemplateError:
         system, *rest = messages
         if system.role != "system" or not rest:
             raise
         told = replace(rest[0], content=f"{system.content}\n\n{rest[0].content}")
-        return prompt_ids(tokenizer, [told, *rest[1:]])
+        return prompt_ids(tokenizer, [told, *rest[1:]], thinking=False)
 
 
 def _decode_stream() -> Any:

@@ -70,7 +70,7 @@ class Measuring:
             self._live.__exit__(None, None, None)
             self._live = None
         else:
-            self._line()
+            self._line(over=True)
 
     def take_up(self, worker: str, score: float) -> None:
         """A label is there from before."""
@@ -99,11 +99,11 @@ class Measuring:
         if self._live is None and self._clock() - self._told >= _EVERY_S:
             self._line()
 
-    def _line(self) -> None:
+    def _line(self, *, over: bool = False) -> None:
         self._told = self._clock()
-        self._console.print(Text(self._state(), style="dim"), soft_wrap=True)
+        self._console.print(Text(self._state(over=over), style="dim"), soft_wrap=True)
 
-    def _state(self) -> str:
+    def _state(self, *, over: bool = False) -> str:
         lanes = self._lanes.values()
         done, wanted = sum(each.done for each in lanes), sum(each.wanted for each in lanes)
         failed = sum(each.failed for each in lanes)
@@ -112,7 +112,7 @@ class Measuring:
         if self._asked and seconds > 0:
             rate = self._asked / seconds
             parts.append(f"{rate:.1f} a second")
-            if left := wanted - done - failed:
+            if not over and (left := wanted - done - failed):
                 parts.append(f"{_time(left / rate)} left")
         parts.append(f"${self._dollars:.4f}" if self._dollars else "$0")
         if self._unpriced:

@@ -342,9 +342,10 @@ def _print_dry_run(wanted: Order, pool: Path | None, team: Pool) -> None:
         spent += dear
     sums = (f"{counts[each]:,}" for each in ("calls", "in", "out"))
     table.add_row(Text("total", "bold"), "", *sums, f"{spent:,.4f}")
-    tasks = wanted.manifest["tasks"]
-    families = len(wanted.manifest["families"])
-    say(f"{tasks:,} tasks of {families} families, {wanted.manifest['repeats']} repeats at most\n")
+    families, repeats = len(wanted.manifest["families"]), wanted.manifest["repeats"]
+    of = f"{families} famil{'y' if families == 1 else 'ies'}"
+    often = "asked once" if repeats == 1 else f"asked {repeats} times at most"
+    say(f"{wanted.manifest['tasks']:,} tasks of {of}, {often}\n")
     Console(highlight=False).print(table)
     say("\nTokens out and dollars at most: every reply at its limit. Nobody was called.")
 

@@ -19,6 +19,7 @@ from training.graders import (
     Maths,
     Mention,
     Number,
+    Referee,
     Sentence,
     Series,
     answer_of,
@@ -153,6 +154,26 @@ def test_where_the_question_names_all_choices_naming_several_is_wrong() -> None:
 )
 def test_maths_is_compared_by_value(answer: str, completion: str, score: float) -> None:
     assert grade(Maths(answer), completion) == score
+
+
+def test_a_reply_that_takes_for_ever_to_judge_is_wrong_and_the_next_one_is_judged() -> None:
+    referee = Referee(patience_s=1.0)
+    try:
+        assert referee.score(Maths("4"), r"\boxed{9^{9^{9^{9}}}}") == 0.0
+        assert referee.score(Maths("4"), r"\boxed{2+2}") == 1.0
+    finally:
+        referee.end()
+
+
+@pytest.mark.parametrize("text", ["a\nb \u2028 c\r\n\\boxed{4}", "\\boxed{4} \U0001f600 \x00"])
+def test_any_text_reaches_the_referee_whole(text: str) -> None:
+    assert grade(Maths("4"), text) == 1.0
+
+
+def test_a_scorer_that_breaks_counts_as_wrong() -> None:
+    pytest.importorskip("reasoning_gym")
+
+    assert grade(Gym("chain_sum", '{"no": "answer"}'), "4") == 0.0
 
 
 def test_reasoning_gym_scores_its_own_entries() -> None:

@@ -1,4 +1,7 @@
-"""Graders: how right a completion is, from 0 to 1. Pure, except that code runs, in a sandbox only.
+"""Graders: how right a completion is, from 0 to 1.
+
+Pure, but for two: code runs, in a sandbox only; mathematics and reasoning-gym's scorers compute in
+a process of their own, since some replies would keep them busy for ever.
 
 A grader is data that travels with its task. Small models answer in a word, large ones in a
 paragraph; so one rule (:func:`final`) finds what a completion finally says, and a grader compares
@@ -7,16 +10,20 @@ that. Where a completion names several answers, it is wrong: guessing does not p
 
 from __future__ import annotations
 
+import atexit
 import json
 import re
 import secrets
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from decimal import Decimal, InvalidOperation
-from functools import lru_cache
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
@@ -319,28 +326,132 @@ def _lists(said: str, items: tuple[str, ...]) -> bool:
 
 
 def _maths(answer: str, completion: str) -> float:
-    try:
-        from math_verify import parse, verify
-    except ImportError as error:
-        raise GraderError("math-verify is missing: pip install 'conductor-lm[train]'") from error
-    # Its own time limits are signals, which work in the main thread only.
+    return _referee.score(Maths(answer), completion)
+
+
+def _gym(name: str, entry: str, said: str) -> float:
+    return _referee.score(Gym(name, entry), said)
+
+
+# --- what may compute for ever --------------------------------------------------------------------
+
+_LOADING_S = 300.0
+_MOST_MEMORY = 4 << 30
+_PACKAGES = {"maths": ("math_verify", "math-verify"), "gym": ("reasoning_gym", "reasoning-gym")}
+
+
+class Referee:
+    """Grades in a process of its own, which is killed where it computes for too long.
+
+    A signal can't stop Python in the middle of a power or a simplification, and a thread even less.
+
+    Args:
+        patience_s: Longest time for one reply.
+    """
+
+    def __init__(self, patience_s: float = 10.0) -> None:
+        self._patience_s = patience_s
+        self._loaded: set[str] = set()
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[str] | None = None
+
+    def score(self, grader: Maths | Gym, completion: str) -> float:
+        """Grade; a reply that takes too long to judge, or breaks the judge, is wrong.
+
+        Raises:
+            GraderError: If the package that judges is not installed.
+        """
+        module, distribution = _PACKAGES[grader.kind]
+        if find_spec(module) is None:
+            told = f"{distribution} is missing: pip install 'conductor-lm[train]'"
+            raise GraderError(told)
+        with self._lock:
+            if module not in self._loaded:
+                self._ask([{"kind": "load", "module": module}, ""], _LOADING_S)
+                self._loaded.add(module)
+            return float(self._ask([asdict(grader), completion], self._patience_s) or 0.0)
+
+    def _ask(self, question: list[Any], seconds: float) -> str:
+        """Send a line and wait for one; empty if none comes in time."""
+        process = self._process or self._start()
+        assert process.stdin is not None and process.stdout is not None
+        timer = threading.Timer(seconds, process.kill)
+        timer.start()
+        try:
+            process.stdin.write(json.dumps(question) + "\n")
+            process.stdin.flush()
+            said = process.stdout.readline()
+        except OSError:  # it has died meanwhile
+            said = ""
+        finally:
+            timer.cancel()
+        if not said:
+            self.end()
+        return said
+
+    def _start(self) -> subprocess.Popen[str]:
+        process = subprocess.Popen(  # noqa: S603
+            [sys.executable, "-W", "ignore", __file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            encoding="utf-8",
+        )
+        self._process = process
+        return process
+
+    def end(self) -> None:
+        """Let the process go."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.communicate()
+            self._process = None
+        self._loaded.clear()
+
+
+_referee = Referee()
+atexit.register(_referee.end)
+
+
+def _judge() -> None:
+    """Be the referee: a grader and a reply a line, a score a line."""
+    with suppress(ImportError):
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_AS, (_MOST_MEMORY, _MOST_MEMORY))
+    out = sys.stdout
+    sys.stdout = sys.stderr  # what a scorer prints is no score
+    for line in sys.stdin:
+        about, completion = json.loads(line)
+        try:
+            if about["kind"] == "load":
+                score = float(bool(import_module(about["module"])))
+                if about["module"] == "math_verify":  # its grammar is built at the first use
+                    _verified("1", "1")
+            elif about["kind"] == "maths":
+                score = _verified(about["answer"], completion)
+            else:
+                score = _scored(about["name"], about["entry"], completion)
+        except Exception:  # whatever a reply does to a scorer: it is no answer
+            score = 0.0
+        out.write(f"{score}\n")
+        out.flush()
+
+
+def _verified(answer: str, completion: str) -> float:
+    from math_verify import parse, verify
+
     wanted = parse(answer if "$" in answer else f"${answer}$", parsing_timeout=None)
     said = completion if _BOXED.search(completion) else final(completion)
     found = parse(said, parsing_timeout=None) or parse(f"${said}$", parsing_timeout=None)
     return float(bool(verify(wanted, found, timeout_seconds=None)))
 
 
-@lru_cache(maxsize=64)
-def _scorer(name: str) -> Any:
-    try:
-        import reasoning_gym
-    except ImportError as error:
-        raise GraderError("reasoning-gym is missing: pip install 'conductor-lm[train]'") from error
-    return reasoning_gym.get_score_answer_fn(name)
+def _scored(name: str, entry: str, said: str) -> float:
+    import reasoning_gym
 
-
-def _gym(name: str, entry: str, said: str) -> float:
-    return float(_scorer(name)(answer=said, entry=json.loads(entry)))
+    return float(reasoning_gym.get_score_answer_fn(name)(answer=said, entry=json.loads(entry)))
 
 
 # --- code -----------------------------------------------------------------------------------------
@@ -408,3 +519,7 @@ def run_code(code: str, tests: str, seconds: float) -> bool:
     if done.stderr.startswith("bwrap:"):
         raise GraderError(f"the sandbox does not start: {done.stderr.splitlines()[0]}")
     return done.returncode == 0 and done.stdout.endswith(passed)
+
+
+if __name__ == "__main__":
+    _judge()

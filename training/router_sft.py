@@ -1,24 +1,29 @@
 """Train the router's head by gradient: soft targets from what the workers scored.
 
-For task i and worker j the target is p_i(j) = softmax_j(r_ij / tau), where r_ij is the worker's mean
-score; the loss is the mean of KL(p_i || policy(. | task i)). It is convex in the head, and the
-states are kept on disk, so L-BFGS on the whole set takes a second where the same loss takes Adam
-five (measured on 1,500 tasks: see docs/router.md).
+For task i and worker j the target is p_i(j) = softmax_j(r_ij / tau), r_ij being the mean score of
+the worker; the loss is the mean of KL(p_i || policy(. | task i)). It is convex in the head and the
+states are kept on disk, so L-BFGS on the whole set takes a fraction of a second.
 
 Departures from the Fugu report, which leaves tau, data and optimiser open:
 
-* tau and weight decay are chosen on the validation split, by expected reward;
+* tau, weight decay and frame are chosen by leaving *wordings* out: questions are grouped by what
+  they have in common, heads are trained without some groups and tried on them. On the validation
+  split, whose wordings are those of training, nearly every setting is right nearly always, and the
+  sharpest one wins there and fails on a new wording (docs/router.md has the figures);
 * tasks on which all workers score the same teach nothing and are left out;
-* hidden states are scaled coordinate by coordinate before training, which folds into the weights:
-  the head stays a matrix without a bias.
+* the head is trained in a frame, a linear map of the states, that folds back into the weights: it
+  stays a matrix without a bias.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from hashlib import sha256
 from itertools import product
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +31,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from conductor.router import softmax
 
-Array = NDArray[np.float32]
+from .families import CHAINS, FAMILIES
+from .states import Array, Frame, frame_of
+from .tasks import Task
 
 _ALIKE = 1e-6
 """Scores closer than this are the same."""
@@ -37,20 +44,25 @@ class SFT(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    taus: tuple[float, ...] = Field((0.05, 0.1, 0.2, 0.5), min_length=1)
-    """Temperatures of the targets; the best one on validation is taken."""
-    weight_decays: tuple[float, ...] = Field((1e-3, 1e-2, 1e-1), min_length=1)
-    """Factors of half the squared weights, of scaled states; likewise."""
-    tie_weight: float = Field(0.0, ge=0, le=1)
+    taus: tuple[float, ...] = Field(default=(0.1, 0.3, 1.0), min_length=1)
+    """Temperatures of the targets; the best one is taken."""
+    weight_decays: tuple[float, ...] = Field(default=(1e-2, 1e-1), min_length=1)
+    """Factors of half the squared weights, in the frame; likewise."""
+    components: tuple[int, ...] = Field(default=(32, 64), min_length=1)
+    """Directions of the frame, see :func:`training.states.frame_of`; likewise."""
+    choose_by: Literal["wordings", "validation"] = "wordings"
+    """The best: by picked reward on wordings that were left out, or by expected reward on the
+    validation tasks."""
+    folds: int = Field(default=3, ge=2)
+    """Parts that wordings are dealt to; each is left out once."""
+    tie_weight: float = Field(default=0.0, ge=0, le=1)
     """Weight of a task on which all workers score the same; 0 leaves it out."""
-    scale: bool = True
-    """Whether states are scaled coordinate by coordinate."""
-    most_updates: int = Field(120, ge=1)
+    most_updates: int = Field(default=100, ge=1)
     """Steps of the optimiser at most."""
-    patience: int = Field(4, ge=1)
-    """Looks at validation without improvement after which training stops."""
-    look_every: int = Field(5, ge=1)
+    look_every: int = Field(default=5, ge=1)
     """Steps from one look at validation to the next."""
+    patience: int = Field(default=4, ge=1)
+    """Looks without improvement after which training stops."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,34 +90,66 @@ class Examples:
         apart: NDArray[np.bool_] = np.ptp(self.rewards, axis=1) > _ALIKE
         return apart
 
+    def where(self, keep: NDArray[np.bool_]) -> Examples:
+        """Keep the tasks for which ``keep`` (N,) is true."""
+        return Examples(self.states[keep], self.rewards[keep])
+
+
+class Recipe(BaseModel):
+    """One temperature, weight decay and frame."""
+
+    model_config = ConfigDict(frozen=True)
+
+    tau: float
+    weight_decay: float
+    components: int
+
 
 @dataclass(frozen=True, slots=True)
 class Update:
     """One look at how training goes."""
 
-    tau: float
-    weight_decay: float
     update: int
     loss: float
     """Mean KL(p || policy) on training tasks, in nats, without weight decay."""
-    validation: float
+    validation_loss: float
+    """The same on validation tasks."""
+    expected: float
     """Expected reward on validation tasks."""
+    picked: float
+    """Reward of the most probable worker there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """How a recipe did."""
+
+    recipe: Recipe
+    left_out: float | None
+    """Picked reward on wordings that were left out; None if that was not measured."""
+    expected: float
+    """Expected reward on validation."""
 
 
 @dataclass(frozen=True, eq=False)
 class Fitted:
     """A trained head."""
 
-    weight: Array
-    """(W, D), for states as the backbone gives them."""
-    tau: float
-    weight_decay: float
-    validation: float
-    """Expected reward on the validation tasks."""
+    theta: Array
+    """(W, K), in the frame."""
+    frame: Frame
+    recipe: Recipe
     history: tuple[Update, ...]
-    """Of the chosen temperature and weight decay."""
-    tried: tuple[Update, ...] = ()
-    """The best look of each pair that was tried."""
+    """Before sharpening."""
+    sharpness: float = 1.0
+    """What the weights were multiplied by in the end."""
+    trials: tuple[Trial, ...] = ()
+    """All recipes that were tried."""
+
+    @property
+    def weight(self) -> Array:
+        """(W, D), for states as the backbone gives them."""
+        return self.frame.head(self.theta)
 
 
 # --- rewards of a head ----------------------------------------------------------------------------
@@ -131,16 +175,32 @@ def targets(rewards: Array, tau: float) -> Array:
     return soft
 
 
-def scale_of(states: Array) -> Array:
-    """Spread of each coordinate, (D,): what states are divided by before training.
+# --- wordings -------------------------------------------------------------------------------------
 
-    Coordinates that hardly move are not blown up: their spread counts as a hundredth of the
-    middle one at least.
+
+def wordings(tasks: Sequence[Task], folds: int) -> NDArray[np.intp]:
+    """Deal tasks to folds, (N,), all of one wording to the same.
+
+    The phrasings of our own families take turns. Tasks of other sources are each a wording of
+    their own.
     """
-    spread = states.std(axis=0)
-    floor = max(float(np.median(spread)) / 100, 1e-6)
-    scale: Array = np.maximum(spread, floor).astype(np.float32)
-    return scale
+    dealt = []
+    for task in tasks:
+        number = next((at for at, form in _forms(task.family) if form.fullmatch(task.question)), -1)
+        if number < 0:
+            number = int.from_bytes(sha256(task.question.encode()).digest()[:4])
+        dealt.append(number % folds)
+    return np.array(dealt, np.intp)
+
+
+@cache
+def _forms(family: str) -> tuple[tuple[int, re.Pattern[str]], ...]:
+    source = FAMILIES.get(family) or CHAINS.get(family)
+    phrasings = (*source.phrasings, *source.held_out) if source else ()
+    return tuple(
+        (at, re.compile("(.+)".join(map(re.escape, re.split(r"\{\w+\}", phrasing)))))
+        for at, phrasing in enumerate(phrasings)
+    )
 
 
 # --- training -------------------------------------------------------------------------------------
@@ -151,125 +211,320 @@ def fit(
     validation: Examples,
     settings: SFT = SFT(),
     *,
-    report: Callable[[Update], None] = lambda update: None,
+    folds: NDArray[np.intp] | None = None,
+    report: Callable[[Trial], None] = lambda trial: None,
 ) -> Fitted:
-    """Train a head for each temperature and weight decay, and take the best on validation.
+    """Choose a recipe, and train a head by it.
 
     Args:
         train: What it is trained on.
-        validation: What stopping, temperature and weight decay are chosen by.
+        validation: What training is stopped by.
         settings: How.
-        report: Is told of every look at validation.
+        folds: (N,): which fold each training task is in, see :func:`wordings`; recipes are
+            chosen on validation tasks if None.
+        report: Is told of every recipe that was tried.
 
     Raises:
         ValueError: If there is nothing to learn: no task on which workers differ.
     """
     if not train.decided.any() and not settings.tie_weight:
         raise ValueError("all workers score the same on every training task; nothing to learn")
-    scale = scale_of(train.states) if settings.scale else np.ones(train.states.shape[1], np.float32)
-    runs = [
-        _fit_one(train, validation, settings, scale, tau, decay, report)
-        for tau, decay in product(settings.taus, settings.weight_decays)
+    recipes = [
+        Recipe(tau=tau, weight_decay=decay, components=components)
+        for components, tau, decay in product(
+            settings.components, settings.taus, settings.weight_decays
+        )
     ]
-    # Of equals the stronger decay, then the softer target: less to believe.
-    best = max(runs, key=lambda run: (round(run.validation, 6), run.weight_decay, run.tau))
-    tried = tuple(max(run.history, key=lambda update: update.validation) for run in runs)
-    return Fitted(best.weight, best.tau, best.weight_decay, best.validation, best.history, tried)
+    chosen, trials = recipes[0], list[Trial]()
+    frames = {each: frame_of(train.states, each) for each in settings.components}
+    if settings.choose_by == "validation" or folds is None or len(set(folds.tolist())) < 2:
+        folds = None
+    for recipe in recipes if len(recipes) > 1 else []:
+        left_out = None
+        fitted = _fit(train, validation, settings, recipe, frames[recipe.components])
+        if folds is not None:
+            got = 0.0
+            for fold in set(folds.tolist()):
+                part, rest = train.where(folds == fold), train.where(folds != fold)
+                if rest.decided.any():
+                    frame = frames[recipe.components]
+                    tried = _fit(rest, validation, settings, recipe, frame)
+                    got += picked_reward(tried.weight, part) * len(part)
+            left_out = got / len(train)
+        trial = Trial(recipe, left_out, expected_reward(fitted.weight, validation))
+        trials.append(trial)
+        report(trial)
+
+    def merit(trial: Trial) -> tuple[float, ...]:
+        # Of equals the stronger decay and the softer target: less to believe.
+        value = trial.expected if trial.left_out is None else trial.left_out
+        return round(value, 4), trial.recipe.weight_decay, trial.recipe.tau
+
+    if trials:
+        chosen = max(trials, key=merit).recipe
+    best = _fit(train, validation, settings, chosen, frames[chosen.components])
+    return replace(_sharpened(best, validation, min(settings.taus)), trials=tuple(trials))
 
 
-def _fit_one(
-    train: Examples,
-    validation: Examples,
-    settings: SFT,
-    scale: Array,
-    tau: float,
-    decay: float,
-    report: Callable[[Update], None],
+def _sharpened(fitted: Fitted, validation: Examples, tau: float) -> Fitted:
+    """Multiply the weights so that probabilities mean what they say; picks stay what they are.
+
+    Soft targets generalise best, but a policy trained on them is as undecided as they are. So the
+    factor is chosen that brings the policy closest to the sharpest targets, on validation.
+    """
+    checked = validation.where(validation.decided)
+    if not len(checked):
+        return fitted
+    soft, logits = targets(checked.rewards, tau), checked.states @ fitted.weight.T
+    factors = np.geomspace(1, 1000, 61)
+    losses = [_kl(soft, softmax(logits * factor)) for factor in factors]
+    factor = float(factors[int(np.argmin(losses))])
+    theta = (fitted.theta * factor).astype(np.float32)
+    return replace(fitted, theta=theta, sharpness=factor)
+
+
+def _fit(
+    train: Examples, validation: Examples, settings: SFT, recipe: Recipe, frame: Frame
 ) -> Fitted:
+    """Train one head; the one with the least validation loss is kept."""
     weights = np.where(train.decided, 1.0, settings.tie_weight)
     kept = weights > 0
+    checked = validation.where(validation.decided) if validation.decided.any() else validation
+    soft = targets(checked.rewards, recipe.tau)
     history: list[Update] = []
     best: tuple[float, Array] | None = None
     patience = settings.patience
+    workers = train.rewards.shape[1]
     steps = descend(
-        train.states[kept] / scale,
-        targets(train.rewards[kept], tau),
+        frame.seen(train.states[kept]),
+        targets(train.rewards[kept], recipe.tau),
         weights[kept],
-        np.zeros((train.rewards.shape[1], train.states.shape[1]), np.float32),
-        decay,
+        np.zeros((int(kept.sum()), workers), np.float32),
+        recipe.weight_decay,
         every=settings.look_every,
     )
-    for update, (theta, loss) in zip(
-        range(settings.look_every, settings.most_updates + 1, settings.look_every),
-        steps,
-        strict=False,
-    ):
-        weight = theta / scale
-        reward = expected_reward(weight, validation)
-        history.append(Update(tau, decay, update, loss, reward))
-        report(history[-1])
-        if best is None or reward > best[0] + 1e-5:
-            best, patience = (reward, weight), settings.patience
+    looks = max(1, settings.most_updates // settings.look_every)
+    for look, (theta, loss) in zip(range(1, looks + 1), steps, strict=False):
+        weight = frame.head(theta)
+        against = _kl(soft, softmax(checked.states @ weight.T))
+        found = expected_reward(weight, validation), picked_reward(weight, validation)
+        history.append(Update(look * settings.look_every, loss, against, *found))
+        if best is None or against < best[0] - 1e-5:
+            best, patience = (against, theta), settings.patience
         elif not (patience := patience - 1):
             break
-    if best is None:
-        raise ValueError("most_updates is below look_every, so nothing was looked at")
-    return Fitted(best[1], tau, decay, best[0], tuple(history))
+    assert best is not None  # there is at least one look
+    return Fitted(best[1], frame, recipe, tuple(history))
+
+
+def _kl(soft: Array, chances: Array) -> float:
+    """Mean KL(soft || chances), both (N, W), in nats."""
+    logs = np.log(np.maximum(soft, 1e-30)) - np.log(np.maximum(chances, 1e-30))
+    return float((soft * logs).sum(axis=1).mean())
 
 
 def descend(
-    states: Array,
+    seen: Array,
     soft: Array,
     weights: NDArray[np.float64],
-    start: Array,
+    base: Array,
     decay: float,
     *,
     every: int,
     anchor: float = 0.0,
-) -> Iterable[tuple[Array, float]]:
+) -> Iterator[tuple[Array, float]]:
     """Go down the loss with L-BFGS, on one thread, and give the head every so many steps.
 
     Args:
-        states: (N, D), scaled.
+        seen: States in the frame, (N, K).
         soft: Targets, (N, W).
         weights: Of the tasks, (N,).
-        start: Where to begin, (W, D).
-        decay: Factor of half the squared distance from ``start``.
+        base: Logits that the head's are added to, (N, W).
+        decay: Factor of half the squared weights.
         every: Steps between two heads given.
-        anchor: Factor of KL(start's policy || policy) over all workers but the last, the newcomer:
-            holds decisions between the others.
+        anchor: Factor of KL(policy of the base || policy) over all workers but the last, the
+            newcomer: holds decisions between the others.
 
     Yields:
-        The head for scaled states, (W, D), and the mean KL in nats.
+        The head in the frame, (W, K), and the mean KL of the targets in nats.
     """
     import torch
 
-    x, p = torch.from_numpy(states), torch.from_numpy(soft)
+    x, p, b = torch.from_numpy(seen), torch.from_numpy(soft), torch.from_numpy(base)
     share = torch.from_numpy((weights / weights.sum()).astype(np.float32))
-    origin = torch.from_numpy(start)
     entropy = torch.special.entr(p).sum(1)
-    before = torch.log_softmax(x @ origin[:-1].T, 1) if anchor else None
-    theta = origin.clone().requires_grad_()
+    before = torch.log_softmax(b[:, :-1], 1)
+    theta = torch.zeros((soft.shape[1], seen.shape[1]), requires_grad=True)
     optimizer = torch.optim.LBFGS([theta], max_iter=every, line_search_fn="strong_wolfe")
 
-    def kl() -> Any:
-        cross = -(p * torch.log_softmax(x @ theta.T, 1)).sum(1)
-        return (share * (cross - entropy)).sum()
+    def kl(logits: torch.Tensor) -> torch.Tensor:
+        cross = -(p * torch.log_softmax(logits, 1)).sum(1)
+        loss: torch.Tensor = (share * (cross - entropy)).sum()
+        return loss
 
     def closure() -> Any:
         optimizer.zero_grad()
-        loss = kl() + decay / 2 * (theta - origin).square().sum()
-        if before is not None:
-            after = torch.log_softmax(x @ theta[:-1].T, 1)
+        logits = b + x @ theta.T
+        loss = kl(logits) + decay / 2 * theta.square().sum()
+        if anchor:
+            after = torch.log_softmax(logits[:, :-1], 1)
             loss = loss + anchor * (before.exp() * (before - after)).sum(1).mean()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]  # torch gives it no types
         return loss
 
     threads = torch.get_num_threads()
     while True:
-        torch.set_num_threads(1)  # the products are small; threads wait for each other
-        optimizer.step(closure)
-        with torch.no_grad():
-            told = float(kl())
-        torch.set_num_threads(threads)
+        torch.set_num_threads(1)  # the products are small; threads would wait for each other
+        try:
+            optimizer.step(closure)  # type: ignore[no-untyped-call]  # likewise
+            with torch.no_grad():
+                told = float(kl(b + x @ theta.T))
+        finally:
+            torch.set_num_threads(threads)
         yield theta.detach().numpy().copy(), told
+
+
+# --- a worker joins -------------------------------------------------------------------------------
+
+
+class Joining(BaseModel):
+    """How a newcomer's row is trained."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    tau: float = Field(default=0.3, gt=0)
+    weight_decay: float = Field(default=1e-2, ge=0)
+    components: int = Field(default=32, ge=1)
+    anchor: float = Field(default=1.0, ge=0)
+    """Weight of keeping the decisions between the others."""
+    updates: int = Field(default=60, ge=1)
+
+
+@dataclass(frozen=True, eq=False)
+class Joined:
+    """A head with one worker more."""
+
+    weight: Array
+    """(W + 1, D); the newcomer's row is the last one."""
+    moved: float
+    """Share of validation tasks that now go from one of the others to another one of them."""
+    share: float
+    """Share of validation tasks that go to the newcomer."""
+    before: float
+    """Picked reward on validation without it."""
+    after: float
+    """The same with it."""
+
+
+def join(
+    weight: Array, train: Examples, validation: Examples, settings: Joining = Joining()
+) -> Joined:
+    """Add a worker to a head: the mean of the others' rows, then a short anchored training.
+
+    Args:
+        weight: The head without it, (W, D).
+        train: With the newcomer's rewards as the last column, (N, W + 1).
+        validation: Likewise.
+        settings: How.
+
+    Raises:
+        ValueError: If the shapes don't fit, or nothing can be learned.
+    """
+    if train.rewards.shape[1] != len(weight) + 1:
+        told = f"{train.rewards.shape[1]} columns of rewards for a head of {len(weight)} workers"
+        raise ValueError(f"{told}; the newcomer's is the one more")
+    kept = train.where(train.decided)
+    if not len(kept):
+        raise ValueError("all workers score the same on every training task; nothing to learn")
+    frame = frame_of(train.states, settings.components)
+    start: Array = np.vstack([weight, weight.mean(axis=0)]).astype(np.float32)
+    steps = descend(
+        frame.seen(kept.states),
+        targets(kept.rewards, settings.tau),
+        np.ones(len(kept)),
+        (kept.states @ start.T).astype(np.float32),
+        settings.weight_decay,
+        every=settings.updates,
+        anchor=settings.anchor,
+    )
+    theta, _ = next(steps)
+    joined: Array = (start + frame.head(theta)).astype(np.float32)
+    old = Examples(validation.states, validation.rewards[:, :-1])
+    was = (old.states @ weight.T).argmax(axis=1)
+    now = (validation.states @ joined.T).argmax(axis=1)
+    newcomer = now == len(weight)
+    return Joined(
+        joined,
+        float(((now != was) & ~newcomer).mean()),
+        float(newcomer.mean()),
+        picked_reward(weight, old),
+        picked_reward(joined, validation),
+    )
+
+
+# --- negative controls ----------------------------------------------------------------------------
+
+
+def shuffled_labels(rewards: Array, seed: int = 0) -> Array:
+    """Permute the rows of rewards (N, W): each task gets those of another one.
+
+    What a worker scores on average stays, so the best that can be learned is the best single one.
+    """
+    return rewards[np.random.default_rng([seed, 0]).permutation(len(rewards))]
+
+
+def permuted_workers(rewards: Array, seed: int = 0) -> Array:
+    """Permute the columns of rewards (N, W), task by task: names mean nothing any more.
+
+    Nothing can be learned; what is left is a random worker.
+    """
+    return np.random.default_rng([seed, 1]).permuted(rewards, axis=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Control:
+    """What is learned where there is nothing to learn."""
+
+    name: str
+    picked: float
+    """Picked reward on the test tasks, mean over seeds."""
+    chance: float
+    """What it falls to: the best single worker's reward, or a random worker's."""
+    honest: float
+    """Picked reward of the head that was trained on the labels as they are."""
+
+
+def controls(
+    train: Examples,
+    validation: Examples,
+    test: Examples,
+    *,
+    settings: SFT = SFT(taus=(0.3,), weight_decays=(0.1,), components=(32,)),
+    seeds: Sequence[int] = range(5),
+) -> list[Control]:
+    """Train on shuffled labels and on permuted workers, and see both fall to chance.
+
+    Args:
+        train: Training tasks, with their labels as they are.
+        validation: What training is stopped by; its labels are spoilt in the same way.
+        test: Tasks with honest labels.
+        settings: How each head is trained.
+        seeds: Of the permutations.
+    """
+    honest = picked_reward(fit(train, validation, settings).weight, test)
+    chances = {
+        "shuffled labels": float(test.rewards.mean(axis=0)[train.rewards.mean(axis=0).argmax()]),
+        "permuted workers": float(test.rewards.mean()),
+    }
+    found = []
+    for (name, chance), spoil in zip(
+        chances.items(), (shuffled_labels, permuted_workers), strict=True
+    ):
+        got = []
+        for seed in seeds:
+            first, second = (
+                Examples(each.states, spoil(each.rewards, seed)) for each in (train, validation)
+            )
+            got.append(picked_reward(fit(first, second, settings).weight, test))
+        found.append(Control(name, float(np.mean(got)), chance, honest))
+    return found

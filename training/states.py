@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Protocol
@@ -80,6 +81,50 @@ def states_of(
     if not keys:
         return np.zeros((0, 0), np.float32)
     return np.stack([found[key] for key in keys])
+
+
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """A linear map of states in which heads are trained; it folds back into their weights."""
+
+    basis: Array
+    """(D, K): a state x (D,) is seen as x @ basis."""
+
+    def seen(self, states: Array) -> Array:
+        """Map states (N, D) to (N, K)."""
+        return states @ self.basis
+
+    def head(self, theta: Array) -> Array:
+        """Give the weights (..., D) that do to states what theta (..., K) does to seen ones."""
+        return theta @ self.basis.T
+
+
+def frame_of(states: Array, components: int) -> Frame:
+    """Make the frame of states (N, D).
+
+    Args:
+        states: Of training tasks.
+        components: How many directions are kept: those in which the states differ most once each
+            coordinate is divided by its spread, each scaled to variance 1. The direction of the
+            mean state is left out, which takes the part out of the logits that is the same for all
+            questions: centring, without a bias. 0 keeps every coordinate and only divides it by
+            its spread.
+    """
+    spread = states.std(axis=0)
+    # Coordinates that hardly move are not blown up.
+    spread = np.maximum(spread, max(float(np.median(spread)) / 100, 1e-6))
+    if not components:
+        return Frame(np.diag(1 / spread).astype(np.float32))
+    scaled = (states / spread).astype(np.float64)
+    mean = scaled.mean(axis=0)
+    along = mean / max(float(np.linalg.norm(mean)), 1e-12)
+    level = scaled - mean
+    level -= np.outer(level @ along, along)
+    _, sizes, directions = np.linalg.svd(level, full_matrices=False)
+    real = int((sizes > sizes[0] * 1e-4).sum()) if len(sizes) else 0
+    kept = min(components, real)
+    directions, sizes = directions[:kept], sizes[:kept] / np.sqrt(len(states))
+    return Frame(((directions / sizes[:, None]) / spread).T.astype(np.float32))
 
 
 def _key(question: str) -> str:

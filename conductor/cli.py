@@ -24,7 +24,7 @@ from rich.text import Text
 
 from grammar import PlanError, visible
 
-from . import records, teach
+from . import records, serve, teach
 from .options import (
     Best,
     Calls,
@@ -84,8 +84,9 @@ app = typer.Typer(
 )
 models = typer.Typer(help="The small models that need no server.", no_args_is_help=True)
 app.add_typer(models, name="models")
-for _command in (*records.COMMANDS, *teach.COMMANDS):
+for _command in (*records.COMMANDS, *teach.COMMANDS, serve.serve):
     app.command()(_command)
+app.add_typer(serve.keys, name="keys")
 for _name, _group in teach.GROUPS.items():
     if _group.registered_commands:
         app.add_typer(_group, name=_name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -114,6 +115,7 @@ class Conductor:
         without_tags: Sequence[str] = (),
         budget: Budget | None = None,
         rounds: int | None = None,
+        steps: int | None = None,
         fallback: Sequence[str] | None = None,
         traceparent: str = "",
         on_event: Emit = no_listener,
@@ -135,6 +137,8 @@ class Conductor:
             budget: What the run may take; as the pool says if None.
             rounds: Most rounds: after each the Conductor sees the answer and keeps it or plans
                 again. As the pool says (usually 1) if None. Turns, for a router with roles.
+            steps: Longest plan that the Conductor model is asked for, if that is less than the
+                pool allows.
             fallback: Workers that stand in for any that fails; as the pool says if None.
             traceparent: What the run is a part of, for telemetry; see :meth:`Telemetry.follow`.
             on_event: Gets every event as it happens.
@@ -153,7 +157,7 @@ class Conductor:
         if plan is not None and worker is not None:
             raise ValueError("both a plan and a worker are given; give one of them")
         pool = self._pool(only, without, tags, without_tags)
-        planner = self._planner_for(pool)
+        planner = self._planner_for(pool).shortened(steps)
         text, asked = _read(query)
         source = PlanSource.CONDUCTOR
         if plan is not None:
@@ -186,6 +190,7 @@ class Conductor:
         tags: Sequence[str] = (),
         without_tags: Sequence[str] = (),
         budget: Budget | None = None,
+        steps: int | None = None,
         fallback: Sequence[str] | None = None,
         traceparent: str = "",
         on_event: Emit = no_listener,
@@ -195,7 +200,7 @@ class Conductor:
         Args, Raises: As :meth:`arun`.
         """
         pool = self._pool(only, without, tags, without_tags)
-        planner = self._planner_for(pool)
+        planner = self._planner_for(pool).shortened(steps)
         text, asked = _read(query)
         return await self._carry_out(
             text,
@@ -466,6 +471,27 @@ class Conductor:
         if only:
             pool = pool.only(*(name for name in only if not pool.excludes(name)))
         return pool
+
+    @property
+    def planner(self) -> Planner:
+        """Who writes plans if a run says nothing else."""
+        return self._planner_for(self.pool)
+
+    def within(
+        self,
+        *,
+        only: Sequence[str] = (),
+        without: Sequence[str] = (),
+        tags: Sequence[str] = (),
+        without_tags: Sequence[str] = (),
+    ) -> Conductor:
+        """Make a Conductor of a part of the pool; all else is shared.
+
+        Args, Raises: As :meth:`arun`.
+        """
+        part = copy(self)
+        part.pool = self._pool(only, without, tags, without_tags)
+        return part
 
     def _planner_for(self, pool: Pool) -> Planner:
         if self._planner is None or pool.excludes(self._planner.worker.name):

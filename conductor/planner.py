@@ -47,6 +47,14 @@ class Planner:
     constrained: bool = True
     """Whether to decode under the grammar where the worker can."""
 
+    def shortened(self, steps: int | None) -> Planner:
+        """The same one, asking for plans of at most so many steps; itself if it does anyway."""
+        settings = self.settings
+        if steps is None or steps >= settings.most_steps:
+            return self
+        least = min(settings.least_steps, steps)
+        return replace(self, settings=replace(settings, most_steps=steps, least_steps=least))
+
     async def decide(self, session: Session) -> Plan | None:
         """Come to a plan for the session's query, telling of it in its events.
 

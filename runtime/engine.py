@@ -692,7 +692,8 @@ async def _run_steps(
     cause = last if last.because_of is None else results[last.because_of]
     assert cause.failure is not None
     where = f"step {cause.index} ({cause.worker})"
-    return Failure(cause.failure.kind, f"{where}: {cause.failure.message}")
+    failure = cause.failure
+    return Failure(failure.kind, f"{where}: {failure.message}", failure.retry_after_s)
 
 
 def _past(schedule: Schedule, texts: Mapping[int, str]) -> list[int]:

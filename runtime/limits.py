@@ -200,6 +200,11 @@ class Window:
                 return max(0.0, at + _MINUTE_S - now)
         return 0.0
 
+    def left(self, now: float) -> int:
+        """How much may be spent at once; less than 0 if a guess was too low."""
+        self.wait_s(now, 0)
+        return self._limit - self._spent
+
     def spend(self, now: float, amount: int) -> list[float]:
         """Enter an amount.
 

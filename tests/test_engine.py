@@ -503,7 +503,8 @@ async def test_without_a_last_completion_the_run_fails_with_the_cause(failing: i
     run = await run_plan(plan, "q", pool_of(x=refusing, w=say))
 
     assert (run.state, run.answer) == (RunState.FAILED, None)
-    assert Failure(FailureKind.RATE_LIMITED, f"step {failing} (x): slow down") == run.failure
+    told = f"step {failing} (x): slow down"
+    assert Failure(FailureKind.RATE_LIMITED, told, retry_after_s=2.5) == run.failure
 
 
 async def test_a_worker_that_is_cancelled_from_inside_fails_like_any_other() -> None:

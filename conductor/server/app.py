@@ -1,0 +1,651 @@
+"""The ASGI application: routes, who may come in, streams, and what is told with every reply."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+from uuid import uuid4
+
+import anyio
+from pydantic_core import to_json
+from starlette.routing import Route, Router
+from starlette.types import Message, Receive, Scope, Send
+
+from runtime import Event, JournalError, PlanParsed, Run, RunStarted, StepFinished, StepStarted
+
+from ..orchestrator import AnswerText, Conductor
+from . import chat
+from .accounts import busy_s
+from .answering import Answering, Answers
+from .ask import Ask
+from .body import read_json
+from .keys import Account, Key, Keyring
+from .policies import Policies, Policy
+from .refusals import Refusal
+from .sse import KEEP_ALIVE
+
+_LOG = logging.getLogger(__name__)
+_LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a server takes on."""
+
+    body_bytes: int = 10 * 2**20
+    """Largest request."""
+    requests: int = 2048
+    """Most requests for answers at the same time; more are told to come again."""
+    keep_alive_s: float = 10.0
+    """Longest silence of a stream."""
+    unread: int = 100_000
+    """Most events that wait for a client who does not read; then its run is stopped."""
+
+
+class Wire(Protocol):
+    """One of the two APIs: how a request is read, and an answer written."""
+
+    def read(self, body: dict[str, Any]) -> Ask:
+        """Read a request; raises Refusal."""
+
+    def reply(self, ask: Ask, policy: str, created: int, answers: Answers) -> dict[str, Any]:
+        """Write a whole answer."""
+
+    def Chunks(self, ask: Ask, policy: str, created: int) -> Chunks:
+        """Begin a streamed answer."""
+
+
+class Chunks(Protocol):
+    """The events of one streamed answer, as bytes to be sent at once."""
+
+    def begin(self, run: str) -> list[bytes]: ...
+    def text(self, index: int, piece: str) -> list[bytes]: ...
+    def progress(self, told: dict[str, Any]) -> list[bytes]: ...
+    def end(self, answers: Answers) -> list[bytes]: ...
+    def fail(self, refusal: Refusal) -> list[bytes]: ...
+
+
+@dataclass(slots=True)
+class Caller:
+    """A client: its account, and the part of the team that it sees."""
+
+    account: Account
+    team: Conductor
+    policies: Policies
+
+    @property
+    def name(self) -> str:
+        """Name of the key; empty where no keys are needed."""
+        return self.account.key.name
+
+    def find(self, model: str) -> Policy:
+        """Look a model id up.
+
+        Raises:
+            Refusal: If there is none, or the key may not use it.
+        """
+        policy = self.policies.find(model)
+        allowed = self.account.key.models
+        if allowed and policy.name not in allowed:
+            told = f"the key {self.name} may use the models {', '.join(allowed)} only"
+            raise Refusal(403, told, param="model", code="model_not_allowed")
+        return policy
+
+
+@dataclass(slots=True)
+class Served:
+    """One request, for the headers of its reply and for the metrics."""
+
+    started: float
+    identifier: str
+    caller: Caller | None = None
+    headers: dict[str, str] = field(default_factory=dict)
+    status: int = 0
+
+
+class Server:
+    """A team behind the OpenAI-compatible API.
+
+    Args:
+        team: Who answers. With a journal, runs can be looked up and conversations continued.
+        keys: Who may ask; anybody who reaches the server if None.
+        limits: What it takes on.
+        hosts: Names under which it may be addressed; any if empty. On loopback this keeps web pages
+            from reaching it under a name of their own (DNS rebinding).
+    """
+
+    def __init__(
+        self,
+        team: Conductor,
+        *,
+        keys: Keyring | None = None,
+        limits: Limits = Limits(),
+        hosts: Sequence[str] = (),
+    ) -> None:
+        self.team = team
+        self.limits = limits
+        self.draining = False
+        """Set when the process is about to end: it is ready for no more."""
+        self.open = 0
+        """Requests for answers under way."""
+        self._keys = keys
+        self._hosts = frozenset(hosts)
+        self._created = int(time.time())
+        self._callers: dict[str, Caller] = {}
+        self._requests: Counter[tuple[str, int]] = Counter()
+        self._took: Counter[tuple[str, str]] = Counter()
+        self._anybody = self._caller(Account(Key("")))
+        # A bare Router: Starlette's own error pages come in another shape than the API's.
+        self._routes = Router(
+            [
+                Route("/v1/chat/completions", _Answer(self, chat)),
+                Route("/v1/models", _Small(self._models)),
+                Route("/v1/models/{model:path}", _Small(self._model)),
+                Route("/health/live", _Small(self._live)),
+                Route("/health/ready", _Small(self._ready)),
+            ],
+            redirect_slashes=False,
+            default=_nowhere,
+            lifespan=self._lifespan,
+        )
+
+    @asynccontextmanager
+    async def _lifespan(self, app: object) -> AsyncIterator[None]:
+        async with self.team:  # connections stay open from one request to the next
+            yield
+
+    def _caller(self, account: Account) -> Caller:
+        known = self._callers.get(account.key.name)
+        if known is None:
+            key = account.key
+            team = self.team.within(
+                only=key.only, without=key.without, tags=key.tags, without_tags=key.without_tags
+            )
+            known = Caller(account, team, Policies(team, self._created))
+            self._callers[key.name] = known
+        return known
+
+    # -- every request
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection; what goes wrong becomes an error in the API's shape."""
+        if scope["type"] != "http":
+            await self._routes(scope, receive, send)
+            return
+        served = Served(time.perf_counter(), _request_id(scope))
+        scope["conductor"] = served
+
+        async def told(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                served.status = message["status"]
+                message["headers"] = [*message.get("headers", ()), *self._told(served)]
+            await send(message)
+
+        try:
+            self._check_host(scope)
+            served.caller = self._admit(scope)
+            await self._routes(scope, receive, told)
+        except Refusal as refusal:
+            await send_refusal(told, refusal)
+        except JournalError as error:
+            await self._broken(served, told, Refusal(503, str(error), retry_after_s=5.0))
+        except Exception as error:
+            _LOG.exception("request %s", served.identifier)
+            what = f"this is a bug: {type(error).__name__}; the log of the server has more"
+            await self._broken(served, told, Refusal(500, what, code="internal_error"))
+        finally:
+            route = scope["path"] if scope["path"] in _COUNTED else "other"
+            self._requests[route, served.status] += 1
+
+    async def _broken(self, served: Served, send: Send, refusal: Refusal) -> None:
+        if not served.status:
+            await send_refusal(send, refusal)
+
+    def _told(self, served: Served) -> list[tuple[bytes, bytes]]:
+        took = (time.perf_counter() - served.started) * 1000
+        told = {
+            "x-request-id": served.identifier,
+            "openai-processing-ms": f"{took:.0f}",
+            "x-content-type-options": "nosniff",
+            "cache-control": "no-store",
+            **served.headers,
+        }
+        if served.caller is not None and served.caller.name:
+            told |= served.caller.account.headers(time.monotonic())
+        return [(name.encode(), value.encode("latin-1", "replace")) for name, value in told.items()]
+
+    def _check_host(self, scope: Scope) -> None:
+        if not self._hosts:
+            return
+        host = _header(scope, b"host")
+        name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
+        if name.lower() not in self._hosts:
+            told = f"this server does not answer to the name {name[:100]!r}"
+            raise Refusal(421, f"{told}; ask for {sorted(self._hosts)[0]}, or serve with --host")
+
+    def _admit(self, scope: Scope) -> Caller | None:
+        """Who asks; None where nobody needs to be known.
+
+        Raises:
+            Refusal: 401.
+        """
+        if self._keys is None:
+            return self._anybody
+        if scope["path"] in _OPEN:
+            return None
+        kind, _, secret = _header(scope, b"authorization").partition(" ")
+        account = self._keys.find(secret.strip()) if kind.lower() == "bearer" else None
+        if account is None:
+            told = "no valid key: send Authorization: Bearer KEY; `conductor keys add` makes one"
+            raise Refusal(401, told, code="invalid_api_key")
+        return self._caller(account)
+
+    # -- answers
+
+    @asynccontextmanager
+    async def _entered(self, caller: Caller) -> AsyncIterator[None]:
+        """Count a request for an answer while it lasts.
+
+        Raises:
+            Refusal: 503 if there are too many, or the server is about to end; 429 if the key is
+                over its limits.
+        """
+        if self.draining:
+            raise Refusal(503, "the server is about to stop; try again", retry_after_s=2.0)
+        if self.open >= self.limits.requests:
+            told = f"{self.open} requests are under way, the most that this server takes on"
+            raise Refusal(503, f"{told}; try again", code="overloaded", retry_after_s=1.0)
+        caller.account.enter(time.monotonic())
+        self.open += 1
+        try:
+            yield
+        finally:
+            self.open -= 1
+            caller.account.leave()
+
+    def settle(self, caller: Caller, runs: Sequence[Run]) -> None:
+        """Enter what runs took, into the account of the client and the metrics."""
+        for run in runs:
+            usage = run.usage + run.planning_usage
+            tokens = usage.input_tokens + usage.output_tokens
+            caller.account.settle(time.monotonic(), tokens, run.dollars)
+        if self._keys is not None and any(run.dollars for run in runs):
+            self._keys.keep()
+
+    # -- small routes
+
+    def _models(self, scope: Scope, caller: Caller | None) -> tuple[int, Any]:
+        assert caller is not None
+        allowed = caller.account.key.models
+        listed = [
+            caller.policies.described(policy)
+            for policy in caller.policies
+            if not allowed or policy.name in allowed
+        ]
+        return 200, {"object": "list", "data": listed}
+
+    def _model(self, scope: Scope, caller: Caller | None) -> tuple[int, Any]:
+        assert caller is not None
+        asked = scope["path_params"]["model"]
+        return 200, caller.policies.described(caller.find(asked), asked)
+
+    def _live(self, scope: Scope, caller: Caller | None) -> tuple[int, Any]:
+        return 200, {"status": "ok"}
+
+    def _ready(self, scope: Scope, caller: Caller | None) -> tuple[int, Any]:
+        if self.draining:
+            return 503, {"status": "stopping"}
+        return 200, {"status": "ok", "requests": self.open}
+
+
+_OPEN = frozenset({"/health/live", "/health/ready", "/openapi.json"})
+
+
+_COUNTED = frozenset({"/v1/chat/completions", "/v1/responses", "/v1/models"})
+
+
+class _Small:
+    """A route that reads: a function from the request and its caller to status and JSON."""
+
+    def __init__(self, handle: Callable[[Scope, Caller | None], tuple[int, Any]]) -> None:
+        self._handle = handle
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        _check_method(scope, "GET", "HEAD")
+        status, told = self._handle(scope, scope["conductor"].caller)
+        await send_json(send, status, told)
+
+
+class _Answer:
+    """The route of one API: reads an Ask, has it answered, and writes or streams what comes."""
+
+    def __init__(self, server: Server, wire: Wire) -> None:
+        self._server = server
+        self._wire = wire
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        _check_method(scope, "POST")
+        server, served = self._server, scope["conductor"]
+        caller: Caller = served.caller
+        body = await read_body(scope, receive, server.limits.body_bytes)
+        ask = self._wire.read(read_json(body))
+        policy = caller.find(ask.model)
+        served.headers["x-conductor-policy"] = policy.pinned
+        if ask.noted:
+            served.headers["x-conductor-ignored"] = _ascii(", ".join(ask.noted))[:1000]
+        async with server._entered(caller):
+            if ask.stream:
+                await self._stream(caller, policy, ask, served, receive, send)
+            else:
+                await self._whole(caller, policy, ask, served, receive, send)
+
+    async def _whole(
+        self,
+        caller: Caller,
+        policy: Policy,
+        ask: Ask,
+        served: Served,
+        receive: Receive,
+        send: Send,
+    ) -> None:
+        answering = Answering(caller.team, policy, ask, _unheard)
+        answers: Answers | None = None
+        error: Exception | None = None
+        async with anyio.create_task_group() as group:
+            group.start_soon(_hung_up, receive, group.cancel_scope)
+            try:
+                answers = await answering.answers()
+            except Exception as caught:  # raised again outside the group, which would wrap it
+                error = caught
+            group.cancel_scope.cancel()
+        self._server.settle(caller, answering.runs)
+        if error is not None:
+            raise error
+        if answers is None:  # nobody is there any more
+            served.status = 499
+            return
+        _tell(served, answers.runs)
+        reply = self._wire.reply(ask, policy.pinned, int(time.time()), answers)
+        await send_json(send, 200, reply)
+
+    async def _stream(
+        self,
+        caller: Caller,
+        policy: Policy,
+        ask: Ask,
+        served: Served,
+        receive: Receive,
+        send: Send,
+    ) -> None:
+        limits = self._server.limits
+        told, heard = anyio.create_memory_object_stream[_Item](limits.unread)
+        answering = Answering(
+            caller.team, policy, ask, lambda index, event: told.send_nowait((index, event))
+        )
+
+        async def work() -> None:
+            try:
+                told.send_nowait(await answering.answers())
+            except Exception as error:
+                with suppress(anyio.WouldBlock, anyio.BrokenResourceError):
+                    told.send_nowait(error)
+            finally:
+                told.close()
+
+        stream = _Stream(ask, self._wire.Chunks(ask, policy.pinned, int(time.time())), served, send)
+        error: Exception | None = None
+        try:
+            with heard:
+                async with anyio.create_task_group() as group:
+                    group.start_soon(_hung_up, receive, group.cancel_scope)
+                    group.start_soon(work)
+                    try:
+                        await stream.follow(heard, limits.keep_alive_s)
+                    except Exception as caught:
+                        error = caught
+                    group.cancel_scope.cancel()
+        finally:
+            self._server.settle(caller, answering.runs)
+        if error is not None:
+            raise error
+        if not stream.ended:
+            served.status = 499
+
+
+_Item = tuple[int, Event] | Answers | Exception
+
+
+class _Stream:
+    """A streamed answer: begun with its first text, so that a failure before is a real status."""
+
+    def __init__(self, ask: Ask, chunks: Chunks, served: Served, send: Send) -> None:
+        self._ask = ask
+        self._chunks = chunks
+        self._served = served
+        self._send = send
+        self._begun = False
+        self._texts: dict[int, AnswerText] = {}
+        self.ended = False
+
+    async def follow(self, heard: Any, keep_alive_s: float) -> None:
+        """Send what is heard until the end.
+
+        Raises:
+            Refusal: If the answer fails before anything was sent.
+        """
+        while not self.ended:
+            out: list[bytes] = []
+            with anyio.move_on_after(keep_alive_s) as scope:
+                try:
+                    item: _Item = await heard.receive()
+                except anyio.EndOfStream:
+                    item = Refusal(500, "the client reads too slowly", code="slow_client")
+            if scope.cancelled_caught:
+                out.append(KEEP_ALIVE)
+            else:
+                out += self._take(item)
+                # What has come meanwhile goes out with it.
+                while not self.ended and heard.statistics().current_buffer_used:
+                    out += self._take(heard.receive_nowait())
+            if out:
+                await self._put(b"".join(out))
+
+    def _take(self, item: _Item) -> list[bytes]:
+        if isinstance(item, tuple):
+            return self._event(*item)
+        if isinstance(item, Answers):
+            self.ended = True
+            rest = []
+            for index, (text, run) in enumerate(item.choices):
+                said = self._texts.get(index)
+                missing = text if said is None or self._held else said.rest(run)
+                if missing:
+                    rest += self._chunks.text(index, missing)
+            return [*rest, *self._chunks.end(item)]
+        if not self._begun:
+            raise item
+        self.ended = True
+        return self._chunks.fail(_refusal_of(item))
+
+    @property
+    def _held(self) -> bool:
+        """Whether text is held back until it is whole: it may have to be written again."""
+        return self._ask.schema is not None or self._ask.wishes.dry_run
+
+    def _event(self, index: int, event: Event) -> list[bytes]:
+        out: list[bytes] = []
+        match event:
+            case RunStarted() if index == 0:
+                self._served.headers["x-conductor-run-id"] = event.run
+                out += self._chunks.begin(event.run)
+            case PlanParsed() if index == 0:
+                workers = dict.fromkeys(str(step.worker) for step in event.plan)
+                self._served.headers["x-conductor-workers"] = ",".join(workers)
+        if self._ask.wishes.progress and index == 0:
+            told = _progress(event)
+            out += self._chunks.progress(told) if told else []
+        piece = self._texts.setdefault(index, AnswerText()).take(event)
+        if piece and not self._held:
+            out += self._chunks.text(index, piece)
+        return out
+
+    async def _put(self, data: bytes) -> None:
+        if not self._begun:
+            self._begun = True
+            headers = [
+                (b"content-type", b"text/event-stream; charset=utf-8"),
+                (b"x-accel-buffering", b"no"),
+            ]
+            await self._send({"type": "http.response.start", "status": 200, "headers": headers})
+        await self._send({"type": "http.response.body", "body": data, "more_body": not self.ended})
+
+
+def _refusal_of(error: Exception) -> Refusal:
+    if isinstance(error, Refusal):
+        return error
+    if isinstance(error, JournalError):
+        return Refusal(503, str(error))
+    _LOG.error("an answer broke off", exc_info=error)
+    return Refusal(500, f"this is a bug: {type(error).__name__}", code="internal_error")
+
+
+def _progress(event: Event) -> dict[str, Any] | None:
+    """What goes on, in a few words; texts of steps are not in it."""
+    match event:
+        case RunStarted():
+            return {"kind": event.kind, "run": event.run}
+        case PlanParsed():
+            plan = event.plan
+            return {
+                "kind": event.kind,
+                "subtasks": [step.subtask for step in plan],
+                "workers": [str(step.worker) for step in plan],
+                "access": [list(step.access) for step in plan],
+            }
+        case StepStarted():
+            return {"kind": event.kind, "index": event.index, "worker": event.worker}
+        case StepFinished():
+            result = event.result
+            return {
+                "kind": event.kind,
+                "index": result.index,
+                "worker": result.worker,
+                "state": result.state.value,
+                "seconds": round(result.seconds, 3),
+            }
+    return None
+
+
+def _unheard(index: int, event: Event) -> None:
+    pass
+
+
+async def _hung_up(receive: Receive, scope: anyio.CancelScope) -> None:
+    """Cancel when the client is gone."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    scope.cancel()
+
+
+def _tell(served: Served, runs: Sequence[Run]) -> None:
+    if not runs:
+        return
+    waited = sum(busy_s(run) for run in runs)
+    workers = dict.fromkeys(worker for run in runs for worker in run.accounts)
+    overhead = max(0.0, time.perf_counter() - served.started - waited)
+    served.headers |= {
+        "x-conductor-run-id": runs[0].id,
+        "x-conductor-workers": ",".join(workers),
+        "x-conductor-cost-usd": str(sum(run.dollars for run in runs)),
+        "x-conductor-overhead-ms": f"{overhead * 1000:.1f}",
+    }
+
+
+# -- ASGI -------------------------------------------------------------------------------------
+
+
+async def read_body(scope: Scope, receive: Receive, most: int) -> bytes:
+    """Read the body of a request.
+
+    Raises:
+        Refusal: If it is too large, or no JSON by its type.
+    """
+    kind = _header(scope, b"content-type").partition(";")[0].strip().lower()
+    if kind and kind != "application/json" and not kind.endswith("+json"):
+        told = f"the body is {kind[:60]}; send application/json"
+        raise Refusal(415, told, code="unsupported_media_type")
+    length = _header(scope, b"content-length")
+    if length.isdecimal() and len(length) < 20 and int(length) > most:
+        raise _too_large(most)
+    pieces: list[bytes] = []
+    size = 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise Refusal(499, "the client hung up", code="cancelled")
+        piece = message.get("body", b"")
+        size += len(piece)
+        if size > most:
+            raise _too_large(most)
+        pieces.append(piece)
+        if not message.get("more_body"):
+            return b"".join(pieces)
+
+
+def _too_large(most: int) -> Refusal:
+    told = f"the body is larger than {most / 2**20:g} MiB; send less"
+    return Refusal(413, told, code="request_too_large")
+
+
+async def send_json(
+    send: Send, status: int, told: Any, headers: Sequence[tuple[bytes, bytes]] = ()
+) -> None:
+    """Send a whole reply."""
+    body = told if isinstance(told, bytes) else to_json(told)
+    kind = (b"content-type", b"application/json")
+    length = (b"content-length", str(len(body)).encode())
+    await send(
+        {"type": "http.response.start", "status": status, "headers": [kind, length, *headers]}
+    )
+    await send({"type": "http.response.body", "body": body})
+
+
+async def send_refusal(send: Send, refusal: Refusal) -> None:
+    """Send an error."""
+    headers = [(name.encode(), value.encode()) for name, value in refusal.headers.items()]
+    if refusal.status == 401:
+        headers.append((b"www-authenticate", b"Bearer"))
+    await send_json(send, refusal.status, refusal.body, headers)
+
+
+async def _nowhere(scope: Scope, receive: Receive, send: Send) -> None:
+    told = f"there is no {scope['path'][:200]} here; /openapi.json tells what there is"
+    raise Refusal(404, told, code="unknown_url")
+
+
+def _check_method(scope: Scope, *methods: str) -> None:
+    if scope["method"] not in methods:
+        told = f"{scope['path'][:200]} takes {methods[0]}, not {scope['method'][:20]}"
+        raise Refusal(405, told, code="method_not_allowed")
+
+
+def _header(scope: Scope, name: bytes) -> str:
+    for key, value in scope["headers"]:
+        if key == name:
+            return str(value.decode("latin-1"))
+    return ""
+
+
+def _request_id(scope: Scope) -> str:
+    given = _header(scope, b"x-client-request-id")
+    fits = 0 < len(given) <= 128 and given.isascii() and given.isprintable()
+    return given if fits else f"req_{uuid4().hex}"
+
+
+def _ascii(text: str) -> str:
+    return text.encode("ascii", "replace").decode()

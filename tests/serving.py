@@ -1,0 +1,107 @@
+"""Teams and clients for tests of the server: workers that say what they are told to, in pieces."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import anyio
+import httpx
+
+from conductor import Conductor
+from conductor.server import Server
+from runtime import (
+    Call,
+    Completion,
+    FinishReason,
+    FunctionWorker,
+    Message,
+    OnText,
+    Pool,
+    Usage,
+)
+
+PLAN = (
+    'subtasks = ["Name the good sides.", "Decide."]\nworkers = ["pro", "judge"]\n'
+    "access = [[], [0]]\n"
+)
+
+
+class Speaker(FunctionWorker):
+    """Says its texts in turn, word by word, and keeps the calls that it gets."""
+
+    def __init__(self, name: str, *texts: str | Exception, usage: Usage | None = None) -> None:
+        super().__init__(name, self._unused)
+        self.texts = list(texts)
+        self.calls: list[Call] = []
+        self.usage = usage or Usage(10, 3)
+        self.finish_reason = FinishReason.STOP
+        self.holding: anyio.Event | None = None
+        """Set it to hold the rest of the text back after the first word."""
+        self.cancelled = 0
+
+    async def _unused(self, messages: Sequence[Message]) -> str:
+        raise AssertionError
+
+    async def complete(self, call: Call, on_text: OnText = lambda text: None) -> Completion:
+        self.calls.append(call)
+        text = self.texts[min(len(self.calls), len(self.texts)) - 1]
+        if isinstance(text, Exception):
+            raise text
+        try:
+            for at, word in enumerate(text.split(" ")):
+                if at == 1 and self.holding is not None:
+                    await self.holding.wait()
+                on_text(word if at == 0 else f" {word}")
+        except anyio.get_cancelled_exc_class():
+            self.cancelled += 1
+            raise
+        return Completion(text, self.finish_reason, self.usage, f"{self.name}-model")
+
+
+class Team:
+    """A team of three and its parts."""
+
+    def __init__(self, **options: Any) -> None:
+        self.scribe = Speaker("scribe", PLAN, usage=Usage(100, 40))
+        self.pro = Speaker("pro", "Tea warms.", usage=Usage(20, 5))
+        self.judge = Speaker("judge", "Yes, in the morning.", usage=Usage(30, 7))
+        pool = Pool([self.pro, self.judge], planner=self.scribe)
+        self.conductor = Conductor(pool, **options)
+
+    def server(self, **options: Any) -> Server:
+        return Server(self.conductor, **options)
+
+
+@asynccontextmanager
+async def client(server: Server, **headers: str) -> AsyncIterator[httpx.AsyncClient]:
+    """A client in this process."""
+    transport = httpx.ASGITransport(app=server)
+    async with httpx.AsyncClient(
+        transport=transport, base_url="http://localhost", headers=headers
+    ) as http:
+        yield http
+
+
+def asked(model: str = "conductor", text: str = "Is tea healthy?", **more: Any) -> dict[str, Any]:
+    """The body of a request for a chat completion."""
+    return {"model": model, "messages": [{"role": "user", "content": text}], **more}
+
+
+def events(body: str) -> list[Any]:
+    """The data of server-sent events, JSON read; comments are left out."""
+    read: list[Any] = []
+    for block in body.split("\n\n"):
+        for line in block.split("\n"):
+            if line.startswith("data: "):
+                data = line.removeprefix("data: ")
+                read.append(data if data == "[DONE]" else json.loads(data))
+    return read
+
+
+def said(chunks: Sequence[Any]) -> str:
+    """The text of streamed chunks."""
+    choices = (choice for chunk in chunks if chunk != "[DONE]" for choice in chunk["choices"])
+    return "".join(choice["delta"].get("content") or "" for choice in choices)

@@ -94,6 +94,8 @@ class Conductor:
         self.journal = journal
         self.cache = cache
         self.telemetry = telemetry
+        self.caller = ""
+        """For whom the runs are, for the record."""
         if isinstance(planner, str):
             planner = pool[planner]
         if planner is not None and not isinstance(planner, Planner):
@@ -392,6 +394,7 @@ class Conductor:
             cache=self.cache,
             nested=planner.decide,
             planner=planner.worker.name,
+            caller=self.caller,
             plan=plan,
             source=source,
             router="" if router is None else router.source or _IN_PYTHON,
@@ -477,6 +480,19 @@ class Conductor:
         """Who writes plans if a run says nothing else."""
         return self._planner_for(self.pool)
 
+    @property
+    def router(self) -> Router | None:
+        """Who picks a worker in place of plans, if somebody does."""
+        return self._router
+
+    def planning(self) -> Conductor:
+        """Make the same Conductor without its router: a model writes plans."""
+        if self._router is None:
+            return self
+        other = copy(self)
+        other._router = None
+        return other
+
     def within(
         self,
         *,
@@ -484,12 +500,17 @@ class Conductor:
         without: Sequence[str] = (),
         tags: Sequence[str] = (),
         without_tags: Sequence[str] = (),
+        caller: str = "",
     ) -> Conductor:
         """Make a Conductor of a part of the pool; all else is shared.
 
-        Args, Raises: As :meth:`arun`.
+        Args: As :meth:`arun`, and:
+            caller: For whom its runs are, for the record.
+
+        Raises: As :meth:`arun`.
         """
         part = copy(self)
+        part.caller = caller or self.caller
         part.pool = self._pool(only, without, tags, without_tags)
         return part
 

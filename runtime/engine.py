@@ -493,6 +493,7 @@ async def carry_out(
     past: Record | None = None,
     asked: Call | None = None,
     router: str = "",
+    caller: str = "",
 ) -> Run:
     """Decide on a plan and run it; the one path that every run takes, whoever decides.
 
@@ -508,6 +509,7 @@ async def carry_out(
         past: The record of this same run, which was stopped and goes on: what is done stays. It
             is written on.
         asked: What ``query`` is the text of, if it was more than a text.
+        caller: For whom the run is, for the record.
         router: Where the Router is from, if one decides, for the record.
 
     Raises:
@@ -545,6 +547,7 @@ async def carry_out(
             taken,
             asked,
             router,
+            caller,
         )
     else:
         begin = RunResumed(session.now(), budget)

@@ -363,6 +363,18 @@ class Journal:
         """
         return self._read(run)[0]
 
+    def lines(self, run: str, *, after: int = 0) -> list[bytes]:
+        """The events of a run as they are kept: each a JSON object with its ``kind``.
+
+        Args:
+            run: Id of the run, or the beginning of it.
+            after: Leave so many of the first ones out.
+
+        Raises:
+            JournalError: If there is no such run, or there are several.
+        """
+        return self._bodies(run, after)[1]
+
     def record(self, run: str) -> Record:
         """The record of a run, which can go on if the run has not ended; raises as ``events``."""
         return self._read(run)[1]
@@ -372,17 +384,11 @@ class Journal:
         return self.record(run).run
 
     def _read(self, run: str) -> tuple[list[Event], Record]:
-        number, identifier = self._find(run)
-        first = number * _MOST_EVENTS
-        with self._file.connected() as connection:
-            rows = connection.execute(
-                "SELECT body FROM event WHERE id >= ? AND id < ? ORDER BY id",
-                (first, first + _MOST_EVENTS),
-            ).fetchall()
+        identifier, bodies = self._bodies(run)
         events: list[Event] = []
         record = Record()
         try:
-            for (body,) in rows:
+            for body in bodies:
                 events.append(_event_adapter().validate_json(body))
                 record.add(events[-1])
         except ValueError as error:
@@ -390,6 +396,16 @@ class Journal:
             remedy = "the file is damaged; `conductor forget` takes the run out"
             raise JournalError(f"journal {self.path}: {told}; {remedy}") from error
         return events, record
+
+    def _bodies(self, run: str, after: int = 0) -> tuple[str, list[bytes]]:
+        number, identifier = self._find(run)
+        first = number * _MOST_EVENTS
+        with self._file.connected() as connection:
+            rows = connection.execute(
+                "SELECT body FROM event WHERE id >= ? AND id < ? ORDER BY id",
+                (first + after, first + _MOST_EVENTS),
+            ).fetchall()
+        return identifier, [body for (body,) in rows]
 
     @contextmanager
     def resumed(

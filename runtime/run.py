@@ -163,6 +163,8 @@ class RunStarted:
     """As :attr:`Run.asked`."""
     router: str = ""
     """As :attr:`Run.router`."""
+    caller: str = ""
+    """As :attr:`Run.caller`."""
     kind: Literal["run_started"] = "run_started"
 
 
@@ -429,6 +431,8 @@ class Run:
     asked: Call | None = None
     """What was asked, if it was more than a query: a conversation, and how the answer is to be
     decoded. ``query`` is its text."""
+    caller: str = ""
+    """For whom it was: the name of a server's client."""
     router: str = ""
     """Where the Router is from, if one decides: a path, "embedded", or "python"."""
 
@@ -953,5 +957,6 @@ class Record:
             most_rounds=self._start.rounds,
             parent=self._start.parent,
             asked=self._start.asked,
+            caller=self._start.caller,
             router=self._start.router,
         )

@@ -127,6 +127,14 @@ def _plan(run: Run) -> dict[str, Any] | None:
     plan = run.plan
     if plan is None:
         return None
+    pick = run.current.pick
+    if pick is not None:
+        return {
+            "source": "router",
+            "workers": [pick.worker],
+            "probabilities": {name: round(each, 6) for name, each in pick.probabilities.items()},
+            **({"role": pick.role.value} if pick.role else {}),
+        }
     if run.source is PlanSource.PICK:
         return {"source": "pick", "workers": [str(plan.final.worker)]}
     return {

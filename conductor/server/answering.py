@@ -84,7 +84,7 @@ class Answering:
     """
 
     def __init__(self, team: Conductor, policy: Policy, ask: Ask, on_event: OnEvent) -> None:
-        self._team = team
+        self._team = team if policy.name == "trinity" else team.planning()
         self._policy = policy
         self._ask = ask
         self._on_event = on_event
@@ -128,8 +128,8 @@ class Answering:
             choices: list[tuple[str, Run] | Refusal] = [await self._checked(first)]
             if ask.n > 1:
                 choices += await self._others(first)
-        except PoolError as error:  # names that the caller wrote
-            raise bad(str(error), "conductor", "no_such_worker") from None
+        except (PoolError, ValueError) as error:  # names that the caller wrote, rounds for one pick
+            raise bad(str(error), "conductor", "not_possible") from None
         for choice in choices:
             if isinstance(choice, Refusal):
                 raise choice
@@ -140,8 +140,12 @@ class Answering:
         ask, wishes = self._ask, self._ask.wishes
         effort = EFFORTS[ask.effort or "medium"]
         settings = self._team.pool.settings
-        rounds = wishes.rounds or max(settings.rounds, effort.rounds)
+        rounds: int | None = wishes.rounds or max(settings.rounds, effort.rounds)
         worker = self._policy.worker
+        if worker is not None:
+            rounds = 1
+        elif self._policy.name == "trinity":
+            rounds = wishes.rounds
         run = await self._team.arun(
             self._call(index),
             worker=worker,
@@ -150,7 +154,7 @@ class Answering:
             tags=wishes.tags,
             without_tags=wishes.without_tags,
             budget=self._budget(),
-            rounds=1 if worker else rounds,
+            rounds=rounds,
             steps=wishes.steps or effort.steps,
             on_event=self._follow(index),
         )
@@ -203,7 +207,7 @@ class Answering:
 
     async def _again(self, first: Run, index: int) -> Run:
         plan = first.plan
-        if plan is None or first.source is PlanSource.PICK:
+        if plan is None or first.source in (PlanSource.PICK, PlanSource.ROUTER):
             return await self._begin(index)
         run = await self._team.arerun(
             replace(first, asked=self._call(index)),

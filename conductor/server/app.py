@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from decimal import Decimal
 from typing import Any, Protocol
 from uuid import uuid4
 
@@ -16,21 +19,37 @@ from pydantic_core import to_json
 from starlette.routing import Route, Router
 from starlette.types import Message, Receive, Scope, Send
 
-from runtime import Event, JournalError, PlanParsed, Run, RunStarted, StepFinished, StepStarted
+from runtime import (
+    Call,
+    Event,
+    Journal,
+    JournalError,
+    PlanParsed,
+    PlanSource,
+    Run,
+    RunStarted,
+    RunState,
+    StepFinished,
+    StepStarted,
+    Usage,
+)
 
 from ..orchestrator import AnswerText, Conductor
-from . import chat
+from . import chat, responses
 from .accounts import busy_s
 from .answering import Answering, Answers
 from .ask import Ask
 from .body import read_json
 from .keys import Account, Key, Keyring
+from .openapi import document
 from .policies import Policies, Policy
-from .refusals import Refusal
+from .refusals import Refusal, bad
 from .sse import KEEP_ALIVE
 
 _LOG = logging.getLogger(__name__)
-_LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+_ID = re.compile(r"[0-9a-f]{32}")
+_WATCH_S = 0.2
+_RUN_STATUS = {RunState.RUNNING: "in_progress", RunState.CANCELLED: "cancelled"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,14 +157,22 @@ class Server:
         self._created = int(time.time())
         self._callers: dict[str, Caller] = {}
         self._requests: Counter[tuple[str, int]] = Counter()
+        self._runs: Counter[str] = Counter()
         self._took: Counter[tuple[str, str]] = Counter()
+        self._dollars: defaultdict[str, Decimal] = defaultdict(Decimal)
         self._anybody = self._caller(Account(Key("")))
         # A bare Router: Starlette's own error pages come in another shape than the API's.
         self._routes = Router(
             [
                 Route("/v1/chat/completions", _Answer(self, chat)),
+                Route("/v1/responses", _Answer(self, responses)),
+                Route("/v1/responses/{id}", _Small(self._response)),
                 Route("/v1/models", _Small(self._models)),
                 Route("/v1/models/{model:path}", _Small(self._model)),
+                Route("/v1/runs/{id}", _Small(self._run)),
+                Route("/v1/runs/{id}/events", _Events(self)),
+                Route("/metrics", _Small(self._metrics, "text/plain; version=0.0.4")),
+                Route("/openapi.json", _Small(lambda scope, caller: (200, document()))),
                 Route("/health/live", _Small(self._live)),
                 Route("/health/ready", _Small(self._ready)),
             ],
@@ -164,7 +191,11 @@ class Server:
         if known is None:
             key = account.key
             team = self.team.within(
-                only=key.only, without=key.without, tags=key.tags, without_tags=key.without_tags
+                only=key.only,
+                without=key.without,
+                tags=key.tags,
+                without_tags=key.without_tags,
+                caller=key.name,
             )
             known = Caller(account, team, Policies(team, self._created))
             self._callers[key.name] = known
@@ -270,10 +301,20 @@ class Server:
 
     def settle(self, caller: Caller, runs: Sequence[Run]) -> None:
         """Enter what runs took, into the account of the client and the metrics."""
+        now = time.monotonic()
         for run in runs:
-            usage = run.usage + run.planning_usage
-            tokens = usage.input_tokens + usage.output_tokens
-            caller.account.settle(time.monotonic(), tokens, run.dollars)
+            self._runs[run.state.value] += 1
+            total = Usage()
+            for worker, account in (*run.accounts.items(), ("planning", run.orchestration)):
+                if account.calls:
+                    total += account.usage
+                    self._took[worker, "calls"] += account.calls
+                    self._took[worker, "failed"] += account.failed
+                    self._took[worker, "input_tokens"] += account.usage.input_tokens
+                    self._took[worker, "output_tokens"] += account.usage.output_tokens
+                    self._dollars[worker] += account.dollars
+            tokens = total.input_tokens + total.output_tokens
+            caller.account.settle(now, tokens, run.dollars)
         if self._keys is not None and any(run.dollars for run in runs):
             self._keys.keep()
 
@@ -294,6 +335,89 @@ class Server:
         asked = scope["path_params"]["model"]
         return 200, caller.policies.described(caller.find(asked), asked)
 
+    def recorded(self, identifier: str, caller: Caller | None) -> tuple[Journal, Run]:
+        """A run of this client.
+
+        Raises:
+            Refusal: 404 if there is none, whether it is another's or nobody's.
+        """
+        assert caller is not None
+        journal = self.team.journal
+        if journal is None:
+            raise Refusal(404, "runs are not kept here: there is no journal", code="no_journal")
+        try:
+            if not _ID.fullmatch(identifier):
+                raise JournalError("no id")
+            run = journal.run(identifier)
+        except JournalError:
+            run = None
+        if run is None or run.caller != caller.name:
+            raise Refusal(404, f"there is no run {identifier[:100]!r}", code="run_not_found")
+        return journal, run
+
+    def _run(self, scope: Scope, caller: Caller | None) -> tuple[int, Any]:
+        _, run = self.recorded(scope["path_params"]["id"], caller)
+        return 200, run.to_json().encode()
+
+    def _response(self, scope: Scope, caller: Caller | None) -> tuple[int, Any]:
+        _, run = self.recorded(scope["path_params"]["id"].removeprefix("resp_"), caller)
+        pick = run.source is PlanSource.PICK and run.plan
+        model = f"worker/{run.plan.final.worker}" if pick and run.plan else "conductor"
+        ask = Ask(model, run.asked or Call(()))
+        created = int(datetime.fromisoformat(run.started).timestamp())
+        choices = () if run.answer is None else ((run.answer, run),)
+        told = responses.reply(ask, model, created, Answers(choices, (run,)))
+        if run.state is not RunState.DONE:
+            told["status"] = _RUN_STATUS.get(run.state, "failed")
+        if run.failure is not None and run.answer is None:
+            told["error"] = {"code": "server_error", "message": run.failure.message}
+        return 200, told
+
+    def continued(self, ask: Ask, caller: Caller) -> Ask:
+        """Put the conversation of an earlier response before what is asked.
+
+        Raises:
+            Refusal: 404 if there is none; 400 if it came to no answer.
+        """
+        if not ask.previous:
+            return ask
+        _, run = self.recorded(ask.previous, caller)
+        if run.answer is None:
+            told = f"the response resp_{run.id} has no answer to go on from"
+            raise bad(told, "previous_response_id")
+        messages = responses.continued(ask, run, run.answer)
+        return replace(ask, call=replace(ask.call, messages=messages))
+
+    def _metrics(self, scope: Scope, caller: Caller | None) -> tuple[int, Any]:
+        lines = [
+            "# TYPE conductor_http_requests_total counter",
+            *(
+                f'conductor_http_requests_total{{route="{route}",status="{status}"}} {count}'
+                for (route, status), count in sorted(self._requests.items())
+            ),
+            "# TYPE conductor_requests_in_flight gauge",
+            f"conductor_requests_in_flight {self.open}",
+            "# TYPE conductor_runs_total counter",
+            *(
+                f'conductor_runs_total{{state="{state}"}} {count}'
+                for state, count in sorted(self._runs.items())
+            ),
+            "# TYPE conductor_worker_total counter",
+            *(
+                f'conductor_worker_total{{worker="{worker}",what="{what}"}} {count}'
+                for (worker, what), count in sorted(self._took.items())
+            ),
+            "# TYPE conductor_worker_dollars_total counter",
+            *(
+                f'conductor_worker_dollars_total{{worker="{worker}"}} {dollars}'
+                for worker, dollars in sorted(self._dollars.items())
+            ),
+        ]
+        text = "\n".join(lines) + "\n"
+        if self.team.telemetry is not None:
+            text += self.team.telemetry.prometheus()
+        return 200, text.encode()
+
     def _live(self, scope: Scope, caller: Caller | None) -> tuple[int, Any]:
         return 200, {"status": "ok"}
 
@@ -312,13 +436,57 @@ _COUNTED = frozenset({"/v1/chat/completions", "/v1/responses", "/v1/models"})
 class _Small:
     """A route that reads: a function from the request and its caller to status and JSON."""
 
-    def __init__(self, handle: Callable[[Scope, Caller | None], tuple[int, Any]]) -> None:
+    def __init__(
+        self,
+        handle: Callable[[Scope, Caller | None], tuple[int, Any]],
+        kind: str = "application/json",
+    ) -> None:
         self._handle = handle
+        self._kind = kind
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         _check_method(scope, "GET", "HEAD")
         status, told = self._handle(scope, scope["conductor"].caller)
-        await send_json(send, status, told)
+        await send_json(send, status, told, kind=self._kind)
+
+
+class _Events:
+    """The events of a run, from the journal, as they come; ``Last-Event-ID`` goes on after one."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        _check_method(scope, "GET")
+        caller = scope["conductor"].caller
+        journal, run = self._server.recorded(scope["path_params"]["id"], caller)
+        last = _header(scope, b"last-event-id")
+        sent = int(last) if last.isdecimal() and len(last) < 10 else 0
+        headers = [(b"content-type", b"text/event-stream; charset=utf-8")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        async with anyio.create_task_group() as group:
+            group.start_soon(_hung_up, receive, group.cancel_scope)
+            silent = 0.0
+            while True:
+                over = journal.run(run.id).state is not RunState.RUNNING
+                lines = journal.lines(run.id, after=sent)
+                out = [
+                    b"id: %d\ndata: %s\n\n" % (sent + at, line) for at, line in enumerate(lines, 1)
+                ]
+                sent += len(lines)
+                if not out and not over and silent >= self._server.limits.keep_alive_s:
+                    out = [KEEP_ALIVE]
+                if out:
+                    silent = 0.0
+                    body = b"".join(out)
+                    await send({"type": "http.response.body", "body": body, "more_body": True})
+                if over and not lines:
+                    break
+                if not over:
+                    await anyio.sleep(_WATCH_S)
+                    silent += _WATCH_S
+            group.cancel_scope.cancel()
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 class _Answer:
@@ -335,6 +503,7 @@ class _Answer:
         body = await read_body(scope, receive, server.limits.body_bytes)
         ask = self._wire.read(read_json(body))
         policy = caller.find(ask.model)
+        ask = server.continued(ask, caller)
         served.headers["x-conductor-policy"] = policy.pinned
         if ask.noted:
             served.headers["x-conductor-ignored"] = _ascii(", ".join(ask.noted))[:1000]
@@ -603,15 +772,16 @@ def _too_large(most: int) -> Refusal:
 
 
 async def send_json(
-    send: Send, status: int, told: Any, headers: Sequence[tuple[bytes, bytes]] = ()
+    send: Send,
+    status: int,
+    told: Any,
+    headers: Sequence[tuple[bytes, bytes]] = (),
+    kind: str = "application/json",
 ) -> None:
-    """Send a whole reply."""
+    """Send a whole reply: JSON, or bytes as they are."""
     body = told if isinstance(told, bytes) else to_json(told)
-    kind = (b"content-type", b"application/json")
-    length = (b"content-length", str(len(body)).encode())
-    await send(
-        {"type": "http.response.start", "status": status, "headers": [kind, length, *headers]}
-    )
+    own = [(b"content-type", kind.encode()), (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": status, "headers": [*own, *headers]})
     await send({"type": "http.response.body", "body": body})
 
 

@@ -16,6 +16,7 @@ from typing import Any
 from runtime import ConductorWorker, Endpoint, LocalWorker, Pool, Worker
 
 from ..orchestrator import Conductor
+from ..router import Router, RouterError
 from .refusals import Refusal
 
 _DIGITS = 12
@@ -66,6 +67,8 @@ class Policies:
             "run": asdict(pool.settings),
         }
         names = {"conductor": _digest("conductor", plans)}
+        if team.router is not None:
+            names["trinity"] = _digest("trinity", [plans, _decider(team.router)])
         for name, worker in self._workers.items():
             names[name] = _digest(name, described[worker.name])
         self._known = {name: Policy(name, digest) for name, digest in names.items()}
@@ -80,8 +83,9 @@ class Policies:
         policy = self._known.get(name)
         if policy is None:
             if name == "trinity":
-                told = "no router is configured, so there is no model 'trinity'; use 'conductor'"
-                raise _unknown(told)
+                told = "no router is configured, so there is no model 'trinity'"
+                remedy = "serve with --router, name one in the pool file, or use 'conductor'"
+                raise _unknown(f"{told}; {remedy}")
             near = ", ".join([*self._known][:12])
             raise _unknown(f"there is no model {model[:100]!r}; there are: {near}")
         if at and digest != policy.digest:
@@ -126,6 +130,24 @@ def _described(pool: Pool, worker: Worker) -> dict[str, Any]:
         "tags": worker.tags,
         "terms": asdict(replace(terms, price=None)),
         "price": _price(pool, worker),
+    }
+
+
+def _decider(router: Router) -> dict[str, Any]:
+    """What decides a router's picks: its head, and what that reads."""
+    encoder = router.encoder
+    try:
+        read = encoder.digest
+    except RouterError:  # the backbone comes with the first pick
+        read = encoder.id
+    return {
+        "head": sha256(router.head.weight.tobytes()).hexdigest(),
+        "workers": router.head.workers,
+        "encoder": read,
+        "roles": router.roles,
+        "turns": router.turns,
+        "sample": router.sample,
+        "seed": router.seed,
     }
 
 

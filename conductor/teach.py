@@ -5,6 +5,7 @@ What they do is in ``training``, which is imported when a command runs, and neve
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from rich.text import Text
 
 from grammar import visible
 
-from .options import Only, PoolOption, Quiet, Without, bounded
+from .options import JournalFile, NoJournal, Only, PoolOption, Quiet, Without, bounded, journal
 from .terminal import FAILED, INTERRUPTED, fail, remark, say, tell
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
     from runtime import Pool
     from training.labels import Order
+    from training.lineup import Contest
 
 train = typer.Typer(help="Train the deciders.", no_args_is_help=True)
 router = typer.Typer(help="The router: who is in it.", no_args_is_help=True)
@@ -245,7 +247,124 @@ def labels(
         _print_labels(out)
 
 
-COMMANDS: tuple[Callable[..., None], ...] = (tasks, labels)
+def eval(
+    labels: Annotated[
+        list[Path], typer.Argument(metavar="LABELS", help="Folders of labels; they add up.")
+    ],
+    router: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--router",
+            metavar="NAME=FOLDER",
+            help="A router; a folder of several is one router, a seed each.",
+        ),
+    ] = None,
+    deciders: Annotated[
+        str,
+        typer.Option(
+            "--deciders",
+            metavar="A,B",
+            help="Who takes part. [dim]Else all that the labels suffice for; "
+            "`--deciders list` lists them.[/dim]",
+        ),
+    ] = "",
+    pool: Annotated[
+        Path | None,
+        typer.Option(
+            "--pool", metavar="FILE", help="Pool file, for deciders that have to be carried out."
+        ),
+    ] = None,
+    compare_to: Annotated[
+        str, typer.Option("--compare-to", metavar="NAME", help="Whom the others are held against.")
+    ] = "best-single",
+    limit: Annotated[
+        int | None,
+        typer.Option("--limit", metavar="N", min=1, help="Most tasks of a section."),
+    ] = None,
+    seeds: Annotated[
+        int, typer.Option("--seeds", metavar="N", min=1, help="Of whatever is drawn.")
+    ] = 5,
+    rounds: Annotated[
+        int, typer.Option("--rounds", metavar="N", min=1, help="Most rounds of planning.")
+    ] = 1,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="FOLDER", help="Where the report goes.")
+    ] = Path("evaluation"),
+    states: Annotated[
+        Path | None,
+        typer.Option(
+            "--states", metavar="FOLDER", help="Hidden states on file. [dim]Else in --out.[/dim]"
+        ),
+    ] = None,
+    at_once: Annotated[
+        int, typer.Option("--at-once", metavar="N", min=1, help="Most trials at the same time.")
+    ] = 8,
+    dollars: Annotated[
+        float | None,
+        typer.Option("--dollars", metavar="N", min=0, help="Stop when so much is spent."),
+    ] = None,
+    journal_file: JournalFile = None,
+    no_journal: NoJournal = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be done, and what it takes.")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Compare deciders on tasks that nothing was trained on: scores, costs, intervals.
+
+    Exit code 1 if the money ran out before the end; the same command goes on.
+    """
+    from contextlib import ExitStack
+    from shlex import join
+
+    from runtime import CallCache, Pool
+    from training.evaluate import EvaluationError
+    from training.labels import LabelsError
+    from training.lineup import FROM_LABELS, NAMES, Contest, LineUp, checkpoints
+    from training.report import markdown, to_json, write_report
+    from training.trials import Bench
+
+    if deciders == "list":
+        for name, about in NAMES.items():
+            say(f"{name:<20} {about}{'' if name in FROM_LABELS else ' (carried out: --pool)'}")
+        return
+    try:
+        named = dict(each.partition("=")[::2] for each in router or ())
+        lineup = LineUp(
+            tuple(each.strip() for each in deciders.split(",")) if deciders else tuple(FROM_LABELS),
+            {name: checkpoints(folder or name) for name, folder in named.items()},
+            seeds=seeds,
+        )
+        with ExitStack() as stack:
+            bench = None
+            if pool is not None:
+                out.mkdir(parents=True, exist_ok=True)
+                cache = stack.enter_context(CallCache(out / "calls.db"))
+                bench = Bench(Pool.load(pool), cache, journal(journal_file, no_journal))
+            contest = Contest.of(
+                lineup, labels, out, bench=bench, limit=limit, rounds=rounds, states=states
+            )
+            if dry_run:
+                _print_contest(contest)
+                return
+            whole = _carry_out(contest, at_once, dollars, quiet=quiet)
+            command = join(["conductor", *sys.argv[1:]])
+            found = contest.evaluation(
+                reference=compare_to,
+                command=[command],
+                progress=(lambda stage: None) if quiet else remark,
+            )
+        files = write_report(found, out)
+    except (EvaluationError, LabelsError) as error:
+        fail(str(error))
+    say(to_json(found) if json else markdown(found), end="\n" if json else "")
+    remark(f"wrote {', '.join(file.name for file in files)} to {out}")
+    if not whole:
+        fail("the money ran out before all was tried; the same command goes on", FAILED)
+
+
+COMMANDS: tuple[Callable[..., None], ...] = (tasks, labels, eval)
 GROUPS = {"train": train, "router": router}
 """Groups of commands; one is offered as soon as it has a command."""
 
@@ -396,3 +515,58 @@ def _print_labels(out: Path) -> None:
         missing = manifest["wanted"] - manifest["labels"]
         tell(f"error: {missing:,} labels are missing; the same command asks for them again")
         raise typer.Exit(FAILED)
+
+
+def _print_contest(contest: Contest) -> None:
+    """Say what an evaluation would do."""
+    from collections import Counter
+
+    from training.evaluate import section_of
+    from training.report import table
+
+    counts = Counter(str(section_of(task)) for task in contest.tested.tasks)
+    told = ", ".join(f"{count} {name}" for name, count in counts.items())
+    best = contest.choices.best
+    say(f"{len(contest.tested.tasks)} test tasks ({told}), {len(contest.tested.workers)} workers")
+    say(f"best single worker: {best}, chosen on {contest.choices.tasks} validation tasks")
+    left = contest.waiting()
+    rows = [
+        [each.name, each.about, str(left[each.name]), f"{left[each.name] * each.calls:.0f}"]
+        for each in contest.deciders
+    ]
+    if rows:
+        say("\n" + table(["carried out", "what", "trials left", "calls about"], rows, left=2))
+    else:
+        say("no calls: all follows from the labels")
+
+
+def _carry_out(contest: Contest, at_once: int, dollars: float | None, *, quiet: bool) -> bool:
+    """Carry out what has to be, telling how far it has come."""
+    from decimal import Decimal
+    from functools import partial
+
+    import anyio
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    console = Console(stderr=True, quiet=quiet)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    todo = sum(contest.waiting().values())
+    if not todo:
+        return True
+    with Bar(*columns, TimeRemainingColumn(), console=console, transient=True) as bar:
+        task = bar.add_task("trials", total=todo)
+        carry = partial(
+            contest.carry_out,
+            concurrency=at_once,
+            dollars=None if dollars is None else Decimal(str(dollars)),
+            progress=lambda state: bar.update(
+                task, completed=state.done, description=f"{state.decider} · ${state.dollars:.4f}"
+            ),
+        )
+        try:
+            return anyio.run(carry)
+        except KeyboardInterrupt:
+            tell("interrupted; the same command goes on")
+            raise typer.Exit(INTERRUPTED) from None

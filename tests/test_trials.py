@@ -266,19 +266,6 @@ async def test_handing_the_question_on_is_a_pick_and_asks_nobody(tmp_path: Path)
     assert found.workers.tolist() == [[1, 0]] * 4
 
 
-async def test_a_decider_is_tried_where_it_applies(tmp_path: Path) -> None:
-    bench = Bench(Crew().pool())
-    decider = bench.given(
-        "parts",
-        "",
-        lambda task, seed: known_parts(task, CHOICES),
-        calls=2,
-        applies=lambda task: bool(task.parts),
-    )
-
-    assert waiting([decider], SUMS, tmp_path) == []
-
-
 def test_known_parts_go_to_who_does_each_best() -> None:
     parts = (Part("sums", "add 1", "2"), Part("words", "say it", "two"))
     chain = task("sums-words", "1 + 1 in words?", Number("2"), parts=parts)

@@ -372,7 +372,7 @@ def _name_points(panel: Axes, lines: Sequence[Line]) -> None:
     for at, height in reversed(list(enumerate(heights))):  # what is pushed out comes down again
         heights[at] = min(height, top if at + 1 == len(heights) else heights[at + 1] - gap)
     for line, height in zip(lines, heights, strict=True):
-        panel.annotate(
+        named = panel.annotate(
             line.decider,
             (line.tokens, line.score.value),
             xytext=(right * 1.5, height),
@@ -382,6 +382,7 @@ def _name_points(panel: Axes, lines: Sequence[Line]) -> None:
             color=_INK,
             arrowprops={"arrowstyle": "-", "color": "#c8c8c8", "linewidth": 0.5},
         )
+        named.set_in_layout(False)  # it is inside the panel, and slow to measure
 
 
 def _or(value: float, other: float) -> float:

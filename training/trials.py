@@ -134,8 +134,6 @@ class Decider:
     calls: float
     """Calls a task about, for estimates."""
     seeds: int = 1
-    applies: Callable[[Task], bool] = lambda task: True
-    """On which tasks it is tried."""
 
     @property
     def digest(self) -> str:
@@ -297,7 +295,6 @@ class Bench:
         calls: float,
         seeds: int = 1,
         told: object = None,
-        applies: Callable[[Task], bool] = lambda task: True,
     ) -> Decider:
         """Plans that are there already; one that hands the question to one worker is a pick.
 
@@ -308,7 +305,6 @@ class Bench:
             calls: Calls a task about.
             seeds: How often each task is tried.
             told: What ``plan_of`` depends on beside the task and the seed.
-            applies: On which tasks it is tried.
         """
 
         async def answer(task: Task, seed: int) -> Trial:
@@ -321,7 +317,7 @@ class Bench:
             run = await team.arun(task.question, plan=plan)
             return await graded(trial_of(decider, task, seed, run, self.pool), task, run)
 
-        decider = self._decider(name, about, told, answer, calls, seeds, applies)
+        decider = self._decider(name, about, told, answer, calls, seeds)
         return decider
 
     def chosen(self, name: str, about: str, chooser: Chooser) -> Decider:
@@ -400,10 +396,9 @@ class Bench:
         answer: Answer,
         calls: float,
         seeds: int = 1,
-        applies: Callable[[Task], bool] = lambda task: True,
     ) -> Decider:
         identity = json.dumps([name, told, self.identity], default=str)
-        return Decider(name, about, identity, answer, calls, seeds, applies)
+        return Decider(name, about, identity, answer, calls, seeds)
 
 
 def _parted(pool: Pool, worker: Worker, drawn: Sequence[Worker]) -> dict[str, Any]:
@@ -540,7 +535,10 @@ def random_plan(task: Task, seed: int, workers: Sequence[str], most_steps: int =
 
 
 def known_parts(task: Task, choices: Choices) -> Plan:
-    """The plan of someone who knows how the task falls apart and who does each part best."""
+    """The plan of someone who knows how the task falls apart and who does each part best.
+
+    Of a task of one part that is who does its family best.
+    """
     families = [part.family for part in task.parts] or [task.family]
     return task.plan([choices.of_family.get(family, choices.best) for family in families])
 
@@ -597,7 +595,6 @@ def waiting(
         (decider, task, seed)
         for decider in deciders
         for task in tasks
-        if decider.applies(task)
         for seed in range(decider.seeds)
         if not ((known := there.get((decider.digest, task.id, seed))) and known.ended)
     ]

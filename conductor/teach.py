@@ -319,49 +319,46 @@ def eval(
     from shlex import join
 
     from runtime import CallCache, Pool
-    from training.evaluate import EvaluationError
-    from training.labels import LabelsError
-    from training.lineup import FROM_LABELS, NAMES, Contest, LineUp, checkpoints
-    from training.report import markdown, to_json, write_report
-    from training.trials import Bench
 
-    if deciders == "list":
-        for name, about in NAMES.items():
-            say(f"{name:<20} {about}{'' if name in FROM_LABELS else ' (carried out: --pool)'}")
-        return
-    try:
-        named = dict(each.partition("=")[::2] for each in router or ())
+    with _told(), ExitStack() as stack:
+        from training.lineup import FROM_LABELS, NAMES, Contest, LineUp, checkpoints
+        from training.report import markdown, to_json, write_report
+        from training.trials import Bench
+
+        if deciders == "list":
+            for name, about in NAMES.items():
+                carried = "" if name in FROM_LABELS else " (carried out: --pool)"
+                say(f"{name:<20} {about}{carried}")
+            return
+        names = [each.strip() for each in deciders.split(",")] if deciders else [*FROM_LABELS]
+        routers = dict(each.partition("=")[::2] for each in router or ())
         lineup = LineUp(
-            tuple(each.strip() for each in deciders.split(",")) if deciders else tuple(FROM_LABELS),
-            {name: checkpoints(folder or name) for name, folder in named.items()},
+            tuple(names),
+            {name: checkpoints(folder or name) for name, folder in routers.items()},
             seeds=seeds,
         )
-        with ExitStack() as stack:
-            bench = None
-            if pool is not None:
-                out.mkdir(parents=True, exist_ok=True)
-                cache = stack.enter_context(CallCache(out / "calls.db"))
-                bench = Bench(Pool.load(pool), cache, journal(journal_file, no_journal))
-            contest = Contest.of(
-                lineup, labels, out, bench=bench, limit=limit, rounds=rounds, states=states
-            )
-            if dry_run:
-                _print_contest(contest)
-                return
-            whole = _carry_out(contest, at_once, dollars, quiet=quiet)
-            command = join(["conductor", *sys.argv[1:]])
-            found = contest.evaluation(
-                reference=compare_to,
-                command=[command],
-                progress=(lambda stage: None) if quiet else remark,
-            )
+        bench = None
+        if pool is not None:
+            out.mkdir(parents=True, exist_ok=True)
+            cache = stack.enter_context(CallCache(out / "calls.db"))
+            bench = Bench(Pool.load(pool), cache, journal(journal_file, no_journal))
+        contest = Contest.of(
+            lineup, labels, out, bench=bench, limit=limit, rounds=rounds, states=states
+        )
+        if dry_run:
+            _print_contest(contest)
+            return
+        whole = _carry_out(contest, at_once, dollars, quiet=quiet)
+        found = contest.evaluation(
+            reference=compare_to,
+            command=[join(["conductor", *sys.argv[1:]])],
+            progress=(lambda stage: None) if quiet else remark,
+        )
         files = write_report(found, out)
-    except (EvaluationError, LabelsError) as error:
-        fail(str(error))
-    say(to_json(found) if json else markdown(found), end="\n" if json else "")
-    remark(f"wrote {', '.join(file.name for file in files)} to {out}")
-    if not whole:
-        fail("the money ran out before all was tried; the same command goes on", FAILED)
+        say(to_json(found) if json else markdown(found), end="\n" if json else "")
+        remark(f"wrote {', '.join(file.name for file in files)} to {out}")
+        if not whole:
+            fail("the money ran out before all was tried; the same command goes on", FAILED)
 
 
 COMMANDS: tuple[Callable[..., None], ...] = (tasks, labels, eval)
@@ -376,6 +373,7 @@ GROUPS = {"train": train, "router": router}
 def _told() -> Iterator[None]:
     """End the command with what is wrong, where that is no bug."""
     try:
+        from training.evaluate import EvaluationError
         from training.graders import GraderError
         from training.labels import LabelsError
         from training.tasks import TaskError
@@ -383,7 +381,7 @@ def _told() -> Iterator[None]:
         fail(f"{error.name} is not installed: pip install 'conductor-lm[train]'")
     try:
         yield
-    except (GraderError, LabelsError, TaskError) as error:
+    except (EvaluationError, GraderError, LabelsError, TaskError) as error:
         fail(str(error))
 
 

@@ -45,9 +45,8 @@ from .evaluate import (
     self_consistency,
     vote,
 )
-from .intervals import Floats
 from .labels import digest_of, read_manifest
-from .router_sft import SFT, Examples, fit
+from .router_sft import SFT, Examples, fit, permuted_workers, shuffled_labels
 from .states import states_of
 from .tasks import Split, Task
 from .trials import (
@@ -323,6 +322,10 @@ def _reading(router: Router, tasks: Sequence[Task]) -> tuple[float, float]:
     )
 
 
+_CONTROL = SFT(taus=(0.3,), weight_decays=(0.1,), components=(32,))
+"""One recipe: where there is nothing to learn there is none to choose."""
+
+
 def controls(
     measured: Measured,
     tested: Measured,
@@ -330,7 +333,7 @@ def controls(
     states: str | Path,
     seeds: int,
     seed: int = 0,
-    settings: SFT | None = None,
+    settings: SFT = _CONTROL,
 ) -> list[Outcomes]:
     """Train heads on nonsense in the same way as the real ones: they must fall to chance.
 
@@ -345,7 +348,7 @@ def controls(
         states: Folder of hidden states.
         seeds: How many of each.
         seed: Of the first.
-        settings: How heads are trained; as usual if None.
+        settings: How each head is trained.
 
     Raises:
         EvaluationError: If there are no labels to train on.
@@ -362,20 +365,16 @@ def controls(
         parts[split] = part
     read = {split: states_of(part.tasks, encoder, states) for split, part in parts.items()}
     test = states_of(tested.tasks, encoder, states)
-    kinds: tuple[tuple[str, str, Callable[[Floats, np.random.Generator], Floats]], ...] = (
-        ("shuffled", BEST, lambda scores, random: scores[random.permutation(len(scores))]),
-        ("permuted", RANDOM, lambda scores, random: random.permuted(scores, axis=1)),
-    )
+    kinds = (("shuffled", BEST, shuffled_labels), ("permuted", RANDOM, permuted_workers))
     found = []
     for kind, held_to, spoil in kinds:
         chosen = []
-        for number in range(seeds):
-            random = np.random.default_rng((seed, number))
+        for number in range(seed, seed + seeds):
             spoilt = {
-                split: Examples(read[split], spoil(part.means, random))  # type: ignore[arg-type]
+                split: Examples(read[split], spoil(part.means, number))
                 for split, part in parts.items()
             }
-            fitted = fit(spoilt[Split.TRAIN], spoilt[Split.VALIDATION], settings or SFT())
+            fitted = fit(spoilt[Split.TRAIN], spoilt[Split.VALIDATION], settings)
             chosen.append((test @ fitted.weight.T).argmax(axis=1))
         about = f"a router trained on {kind} {'labels' if kind == 'shuffled' else 'workers'}"
         weights = one_hot(np.array(chosen), len(tested.workers))

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,6 +38,8 @@ _SHORT: Mapping[str, str] = {
 def write_report(evaluation: Evaluation, folder: str | Path) -> list[Path]:
     """Write the report: ``evaluation.md`` and ``.json``, and two pictures as SVG and PNG.
 
+    Without matplotlib there are no pictures.
+
     Returns:
         The files.
     """
@@ -46,9 +49,10 @@ def write_report(evaluation: Evaluation, folder: str | Path) -> list[Path]:
         f"{NAME}.md": markdown(evaluation).encode(),
         f"{NAME}.json": (to_json(evaluation) + "\n").encode(),
     }
-    for name, figure in ((NAME, draw_scores(evaluation)), ("costs", draw_costs(evaluation))):
-        for ending in ("svg", "png"):
-            files[f"{name}.{ending}"] = rendered(figure, ending)
+    if find_spec("matplotlib") is not None:
+        for name, figure in ((NAME, draw_scores(evaluation)), ("costs", draw_costs(evaluation))):
+            for ending in ("svg", "png"):
+                files[f"{name}.{ending}"] = rendered(figure, ending)
     for name, data in files.items():
         (target / name).write_bytes(data)
     return [target / name for name in files]

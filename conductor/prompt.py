@@ -146,31 +146,49 @@ def plan_text(plan: Plan, names: Sequence[str] = ()) -> str:
 # --- the router -----------------------------------------------------------------------------------
 
 ROUTER_SYSTEM = """\
-You dispatch tasks to a team of language models. Read the task and decide which model of the team \
-should answer it."""
+You lead a team of experts. Read the question, recognise what kind of task it is, and decide which \
+expert should answer it."""
+ROUTER_FRAME = """\
+Question: {question}
+
+Do not answer it. Which kind of task is it, and who should answer it?"""
+"""The user message; the question takes the place of the mark."""
+ROUTER_LEAD = "This is a question about:"
+"""How the router's own reply would begin. A state that stands before the name of the task's kind
+told kinds apart better than one at the end of the question: of questions in phrasings that it was
+not trained on, a linear head found all (n = 112) against 0.90, and of kinds that it was not trained
+on 0.82 against 0.53 (n = 80)."""
 
 
 def router_messages(
     conversation: str | Sequence[Message],
     *,
     system: str = ROUTER_SYSTEM,
+    frame: str = ROUTER_FRAME,
+    lead: str = ROUTER_LEAD,
     thoughts: Sequence[str] = (),
 ) -> tuple[Message, ...]:
-    """Build what a router reads: one system message and one user message, as TRINITY does.
+    """Build what a router reads: a system message, a user message, and the beginning of a reply.
 
     Training and serving call this one function.
 
     Args:
         conversation: What the user asks; of more than one message, the text of all.
         system: The router's own; a head is trained on one and holds for no other. None if empty.
+        frame: The user message, with the mark ``{question}`` where the question goes.
+        lead: The beginning of the reply; none if empty.
         thoughts: Ideas of the solvers so far, in the turn loop.
     """
     asked = conversation if isinstance(conversation, str) else conversation_query(conversation)
-    parts = [asked]
+    parts = [frame.replace("{question}", asked, 1)]
     if thoughts:
         parts.append("Others have worked on it already. Their ideas:")
         for number, thought in enumerate(thoughts, 1):
             tag = f"reference_thought_{number}"
             parts.append(f"<{tag}>\n{thought}\n</{tag}>")
-    read = Message("user", "\n\n".join(parts))
-    return (Message("system", system), read) if system else (read,)
+    read = [Message("user", "\n\n".join(parts))]
+    if system:
+        read.insert(0, Message("system", system))
+    if lead:
+        read.append(Message("assistant", lead))
+    return tuple(read)

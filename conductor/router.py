@@ -49,7 +49,7 @@ from runtime import (
 )
 
 from .config import EMBEDDED, EMBEDDED_MODEL, EMBEDDED_ROUTER, local_model
-from .prompt import ROUTER_SYSTEM, router_messages
+from .prompt import ROUTER_FRAME, ROUTER_LEAD, ROUTER_SYSTEM, router_messages
 
 if TYPE_CHECKING:
     import numpy as np
@@ -74,7 +74,9 @@ class Encoder:
     Args:
         model: A model in memory, or its name: a packaged model, a folder, or a causal LM of the
             Hugging Face hub.
-        system: The system message of the template.
+        system: The system message of the template; none if empty.
+        frame: The user message of the template, with ``{question}`` where the question goes.
+        lead: The beginning of a reply that the template ends with; none if empty.
         layer: Which hidden state; see :class:`runtime.Reader`.
         plain: Lines of ``role: content`` in place of the model's chat template.
         most_tokens: Of a longer prompt the middle is left out.
@@ -86,13 +88,15 @@ class Encoder:
         model: LocalModel | str = EMBEDDED_MODEL,
         *,
         system: str = ROUTER_SYSTEM,
+        frame: str = ROUTER_FRAME,
+        lead: str = ROUTER_LEAD,
         layer: int = -1,
         plain: bool = False,
         most_tokens: int = 1024,
         offsets: Mapping[str, np.ndarray] | None = None,
     ) -> None:
         self.model = local_model(model) if isinstance(model, str) else model
-        self.system = system
+        self.system, self.frame, self.lead = system, frame, lead
         self.offsets = dict(offsets or {})
         scales = Offsets(self.offsets) if self.offsets else None
         self.reader = Reader(layer, plain, most_tokens, scales)
@@ -111,7 +115,8 @@ class Encoder:
         from hashlib import sha256
 
         reader = self.reader
-        told = [self.backbone, self.system, reader.layer, reader.plain, reader.most_tokens]
+        template = [self.system, self.frame, self.lead]
+        told = [self.backbone, *template, reader.layer, reader.plain, reader.most_tokens]
         whole = sha256(json.dumps(told).encode())
         for name, offsets in sorted(self.offsets.items()):
             whole.update(name.encode() + b"\0" + offsets.tobytes())
@@ -158,7 +163,10 @@ class Encoder:
     ) -> list[tuple[Message, ...]]:
         """Put conversations into the template."""
         return [
-            router_messages(each, system=self.system, thoughts=thoughts) for each in conversations
+            router_messages(
+                each, system=self.system, frame=self.frame, lead=self.lead, thoughts=thoughts
+            )
+            for each in conversations
         ]
 
     def on(self, pool: Pool) -> Encoder:
@@ -535,6 +543,8 @@ class Router:
         encoder = Encoder(
             model or name,
             system=template.system,
+            frame=template.frame,
+            lead=template.lead,
             layer=template.layer,
             plain=template.plain,
             most_tokens=template.most_tokens,
@@ -571,6 +581,8 @@ class Router:
             backbone=_Backbone(name=encoder.id, digest=encoder.backbone),
             template=_Template(
                 system=encoder.system,
+                frame=encoder.frame,
+                lead=encoder.lead,
                 plain=encoder.reader.plain,
                 layer=encoder.reader.layer,
                 most_tokens=encoder.reader.most_tokens,
@@ -626,6 +638,8 @@ def from_trinity(
     encoder = Encoder(
         model,
         system=system,
+        frame="{question}",
+        lead="",
         plain=plain,
         offsets={name: part.copy() for name, part in zip(names, parts, strict=False)},
     )
@@ -675,6 +689,8 @@ class _Backbone(_Table):
 
 class _Template(_Table):
     system: str
+    frame: str = "{question}"
+    lead: str = ""
     plain: bool = Field(default=False, strict=True)
     layer: int = Field(default=-1, strict=True)
     most_tokens: int = Field(default=1024, ge=16, strict=True)

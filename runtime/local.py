@@ -105,8 +105,9 @@ class Offsets:
 class Reader:
     """How conversations are read for their hidden states; readings of equal readers share a pass.
 
-    A conversation is rendered with the prompt that asks for an answer at its end, and the state is
-    that of the last token but one. That token is the same for all conversations and stands behind
+    A conversation is rendered with the prompt that asks for an answer at its end (and with the
+    beginning of one, if it ends with an assistant message), and the state is that of the last token
+    but one. That token is the same for all conversations and stands behind
     their whole text.
     """
 
@@ -695,8 +696,12 @@ def reading_ids(
     """Turn messages into the token ids that a router reads; see :class:`Reader`.
 
     As :func:`prompt_ids`; a template that knows no system messages gets their text in the first
-    user message.
+    user message. An assistant message at the end is the beginning of the reply.
     """
+    if messages[-1].role == "assistant" and not plain:
+        begun = reading_ids(tokenizer, messages[:-1])
+        lead = tokenizer(messages[-1].content, add_special_tokens=False, split_special_tokens=True)
+        return [*begun, *lead["input_ids"]]
     if plain:
         text = "\n".join(f"{message.role}: {message.content}" for message in messages)
         ids: list[int] = tokenizer(text, split_special_tokens=True)["input_ids"]

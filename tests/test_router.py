@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from conductor.prompt import ROUTER_SYSTEM, router_messages
+from conductor.prompt import ROUTER_LEAD, ROUTER_SYSTEM, router_messages
 from conductor.router import (
     HEAD,
     SETTINGS,
@@ -79,7 +79,9 @@ def test_states_are_the_models_own_alone_and_in_a_batch(small_model: LocalModel)
     folder = fetch(small_model.name)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    prompts = [prompt_ids(tokenizer, router_messages(query)) for query in QUERIES]
+    asked = [prompt_ids(tokenizer, router_messages(query, lead="")) for query in QUERIES]
+    lead = tokenizer(ROUTER_LEAD).input_ids
+    prompts = [[*ids, *lead] for ids in asked]
     with torch.no_grad():
         passes = [model(torch.tensor([ids]), output_hidden_states=True) for ids in prompts]
     expected = np.stack([each.hidden_states[-1][0, -2].numpy() for each in passes])
@@ -107,7 +109,7 @@ def test_a_pick_with_the_packaged_model_reads_one_prompt(small_model: LocalModel
     states = router.encoder.states([QUERIES[0]])
     assert pick.worker == TRIO[int(router.head.logits(states).argmax())]
     assert pick.backbone == "smollm2-135m-instruct"
-    assert 30 < pick.tokens < 60
+    assert 60 < pick.tokens < 110
 
 
 # -- hidden states of any model ------------------------------------------------------------------
@@ -198,6 +200,8 @@ def test_the_digest_tells_weights_template_and_layer(tiny: LocalModel) -> None:
 
     others = [
         Encoder(tiny, system="Choose."),
+        Encoder(tiny, frame="{question}?"),
+        Encoder(tiny, lead="It is"),
         Encoder(tiny, layer=1),
         Encoder(tiny, plain=True),
         Encoder(tiny, most_tokens=99),
@@ -205,18 +209,21 @@ def test_the_digest_tells_weights_template_and_layer(tiny: LocalModel) -> None:
     ]
 
     assert usual.digest == Encoder(LocalModel(tiny.name)).digest
-    assert len({each.digest for each in (usual, *others)}) == 6
+    assert len({each.digest for each in (usual, *others)}) == 8
 
 
 def test_a_conversation_is_one_text_with_the_thoughts_behind_it() -> None:
     system = Message("system", ROUTER_SYSTEM)
     talk = [Message("user", "Hi"), Message("assistant", "Hello"), Message("user", "2 + 2?")]
 
-    assert router_messages("2 + 2?") == (system, Message("user", "2 + 2?"))
+    read = router_messages("2 + 2?", frame="Q: {question}!", lead="It is")
+    assert read == (system, Message("user", "Q: 2 + 2?!"), Message("assistant", "It is"))
+    bare = router_messages("{question}", system="", frame="{question}", lead="")
+    assert bare == (Message("user", "{question}"),)
     assert router_messages([Message("user", "2 + 2?")]) == router_messages("2 + 2?")
     assert "assistant: Hello" in router_messages(talk)[1].content
-    read = router_messages("2 + 2?", thoughts=["count", "add"])[1].content
-    assert read.endswith("<reference_thought_2>\nadd\n</reference_thought_2>")
+    asked = router_messages("2 + 2?", thoughts=["count", "add"])[1].content
+    assert asked.endswith("<reference_thought_2>\nadd\n</reference_thought_2>")
 
 
 # -- the head ------------------------------------------------------------------------------------
@@ -328,7 +335,9 @@ def test_a_head_of_another_width_is_refused(tiny: LocalModel) -> None:
 async def test_picks_are_the_same_in_async_code(tiny: LocalModel) -> None:
     router = router_on(tiny)
 
-    assert (await router.aroute("x")).probabilities == router.route("x").probabilities
+    assert (await router.aroute("x")).probabilities == pytest.approx(
+        router.route("x").probabilities, rel=1e-4
+    )
 
 
 def test_the_weights_of_a_worker_are_shared(tiny: LocalModel) -> None:
@@ -349,7 +358,9 @@ def test_the_weights_of_a_worker_are_shared(tiny: LocalModel) -> None:
 
 
 def test_a_router_comes_back_as_it_was_saved(tiny: LocalModel, tmp_path: Path) -> None:
-    encoder = Encoder(tiny, system="Choose one.", layer=1, most_tokens=200)
+    encoder = Encoder(
+        tiny, system="Choose one.", frame="Q {question}", lead="A", layer=1, most_tokens=200
+    )
     router = Router(random_head(roles=True), encoder, training={"tau": 0.2, "items": 40})
 
     router.save(tmp_path / "r")

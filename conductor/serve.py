@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .options import JournalFile, NoJournal, PlannerOption, PoolOption, journal
+from .options import JournalFile, NoJournal, PlannerOption, PoolOption, RouterOption, journal
 from .terminal import fail, remark, say
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ _DRAIN_S = 30
 def serve(
     pool: PoolOption = None,
     planner: PlannerOption = None,
+    router: RouterOption = None,
     host: Annotated[
         str, typer.Option("--host", metavar="ADDRESS", help="Where to listen.")
     ] = "127.0.0.1",
@@ -66,7 +67,10 @@ def serve(
         told = f"{host} can be reached by others, and there are no keys"
         fail(f"{told}; make one with `conductor keys add NAME`, or listen on 127.0.0.1")
     team = Conductor(
-        load_pool(pool, remark), planner=planner, journal=journal(journal_file, no_journal)
+        load_pool(pool, remark),
+        planner=planner,
+        router=router,
+        journal=journal(journal_file, no_journal),
     )
     server = Server(
         team,

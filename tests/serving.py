@@ -9,6 +9,7 @@ from typing import Any
 
 import anyio
 import httpx
+from anyio.lowlevel import checkpoint
 
 from conductor import Conductor
 from conductor.server import Server
@@ -83,6 +84,41 @@ async def client(server: Server, **headers: str) -> AsyncIterator[httpx.AsyncCli
         transport=transport, base_url="http://localhost", headers=headers
     ) as http:
         yield http
+
+
+CHAT = "/v1/chat/completions"
+
+
+class Wire:
+    """What a server sends, as it sends it; the client hangs up when told to."""
+
+    def __init__(self, body: dict[str, Any], path: str = CHAT, **headers: str) -> None:
+        self._body = json.dumps(body).encode()
+        self._read = False
+        self.gone = anyio.Event()
+        self.status = 0
+        self.sent: list[bytes] = []
+        self.scope = {
+            "type": "http",
+            "method": "POST",
+            "path": path,
+            "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
+            "query_string": b"",
+        }
+
+    async def receive(self) -> dict[str, Any]:
+        if not self._read:
+            self._read = True
+            return {"type": "http.request", "body": self._body, "more_body": False}
+        await self.gone.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(self, message: Any) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+        elif message.get("body"):
+            self.sent.append(message["body"])
+        await checkpoint()
 
 
 def asked(model: str = "conductor", text: str = "Is tea healthy?", **more: Any) -> dict[str, Any]:

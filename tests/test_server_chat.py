@@ -19,7 +19,7 @@ from runtime import (
     Sampling,
     WorkerError,
 )
-from tests.serving import Speaker, Team, asked, client, events, said
+from tests.serving import Speaker, Team, Wire, asked, client, events, said
 
 pytestmark = pytest.mark.anyio
 CHAT = "/v1/chat/completions"
@@ -225,38 +225,6 @@ async def test_progress_is_told_to_those_who_ask() -> None:
         "step_started",
         "step_finished",
     ]
-
-
-class Wire:
-    """What a server sends, as it sends it; the client hangs up when told to."""
-
-    def __init__(self, body: dict[str, Any]) -> None:
-        self._body = json.dumps(body).encode()
-        self._read = False
-        self.gone = anyio.Event()
-        self.status = 0
-        self.sent: list[bytes] = []
-        self.scope = {
-            "type": "http",
-            "method": "POST",
-            "path": CHAT,
-            "headers": [(b"host", b"localhost")],
-            "query_string": b"",
-        }
-
-    async def receive(self) -> dict[str, Any]:
-        if not self._read:
-            self._read = True
-            return {"type": "http.request", "body": self._body, "more_body": False}
-        await self.gone.wait()
-        return {"type": "http.disconnect"}
-
-    async def send(self, message: Any) -> None:
-        if message["type"] == "http.response.start":
-            self.status = message["status"]
-        elif message.get("body"):
-            self.sent.append(message["body"])
-        await checkpoint()
 
 
 async def test_tokens_are_passed_on_as_they_come() -> None:

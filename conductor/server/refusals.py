@@ -87,6 +87,7 @@ STATUS: dict[FailureKind, tuple[int, str]] = {
     FailureKind.BUDGET: (422, "budget_exceeded"),
     FailureKind.EXCLUDED: (422, "worker_excluded"),
     FailureKind.NO_PLAN: (502, "no_plan"),
+    FailureKind.NO_ANSWER: (502, "no_answer"),
     FailureKind.INTERNAL: (500, "internal_error"),
     FailureKind.MODEL: (503, "model_unavailable"),
 }

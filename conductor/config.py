@@ -17,7 +17,8 @@ EMBEDDED = "embedded"
 EMBEDDED_ROUTER = Path(__file__).parent / "heads" / EMBEDDED
 """Folder of the router that comes with the package."""
 ORCHESTRA = EMBEDDED_ROUTER / "orchestra.toml"
-"""The pool that it was trained on."""
+"""The pool that it was trained on: the packaged model and specialists made of it. Wherever a pool
+file is named, its name is ``orchestra``."""
 
 
 def pool_file(env: Mapping[str, str] = os.environ) -> Path | None:
@@ -108,18 +109,19 @@ def load_pool(
     """Load the named pool file, or the one that is found, or else the embedded pool.
 
     Args:
-        path: The pool file.
+        path: The pool file; ``orchestra`` for the one that comes with the package.
         progress: Is told about long preparations.
-        orchestra: Take the pool that the embedded router was trained on, if it comes with the
-            package and no file is named.
+        orchestra: Take that one if no file is named.
 
     Raises:
         PoolError: If the file is wrong.
     """
-    if orchestra and path is None and ORCHESTRA.is_file():
-        return Pool.load(ORCHESTRA)
-    chosen = path or pool_file()
-    return Pool.load(chosen) if chosen else embedded_pool(progress)
+    chosen = path or ("orchestra" if orchestra else pool_file())
+    return Pool.load(_found(chosen)) if chosen else embedded_pool(progress)
+
+
+def _found(path: str | Path) -> str | Path:
+    return ORCHESTRA if str(path) == "orchestra" and not Path(path).exists() else path
 
 
 def pool_of(
@@ -137,4 +139,4 @@ def pool_of(
     if path is None and not run.pool:
         told = "its pool was made in Python; name a pool file with --pool, or use resume() there"
         raise PoolError(f"run {run.id}: {told}")
-    return Pool.load(path or run.pool)
+    return Pool.load(_found(path or run.pool))

@@ -21,7 +21,9 @@ _WHO, _BOUNDS, _RECORD = "Who works", "Bounds (else those of the pool file)", "R
 PoolOption = Annotated[
     Path | None,
     typer.Option(
-        "--pool", metavar="FILE", help="Pool file. [dim]Else conductor.toml, else embedded.[/dim]"
+        "--pool",
+        metavar="FILE",
+        help="Pool file, or orchestra. [dim]Else conductor.toml, else embedded.[/dim]",
     ),
 ]
 TeamOption = Annotated[

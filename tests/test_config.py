@@ -8,7 +8,7 @@ from pathlib import Path
 import platformdirs
 import pytest
 
-from conductor import PoolError, Run, embedded_pool
+from conductor import LocalWorker, PoolError, Run, embedded_pool
 from conductor.config import journal_file, load_pool, pool_of
 
 POOL = '[workers.small]\nkind = "local"\n'
@@ -57,3 +57,21 @@ def test_another_pool_file_may_be_named(tmp_path: Path) -> None:
 def test_a_pool_that_is_not_there_any_more_is_told(used: str, told: str) -> None:
     with pytest.raises(PoolError, match=told):
         pool_of(run_with(used))
+
+
+def test_the_orchestra_comes_with_the_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under its name anywhere, unless a file has that name; for the embedded router by itself."""
+    monkeypatch.chdir(tmp_path)
+    players = ("plain", "calculator", "speller", "sorter", "logician", "teller")
+
+    named = load_pool("orchestra")
+
+    assert named.names == load_pool(orchestra=True).names == players
+    assert pool_of(run_with(named.source)).names == players
+    adapters = [worker.adapter for worker in named if isinstance(worker, LocalWorker)]
+    assert [Path(each).is_dir() for each in adapters[1:]] == [True] * 5
+
+    (tmp_path / "orchestra").write_text(POOL, encoding="utf-8")
+    assert load_pool("orchestra").names == ("small",)

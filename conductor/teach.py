@@ -284,9 +284,23 @@ def eval(
     seeds: Annotated[
         int, typer.Option("--seeds", metavar="N", min=1, help="Of whatever is drawn.")
     ] = 5,
+    conductor: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--conductor",
+            metavar="NAME=WHAT",
+            help="A Conductor model: a worker of the pool, or a pool file whose planner it is.",
+        ),
+    ] = None,
     rounds: Annotated[
-        int, typer.Option("--rounds", metavar="N", min=1, help="Most rounds of planning.")
-    ] = 1,
+        list[int] | None,
+        typer.Option(
+            "--rounds",
+            metavar="N",
+            min=1,
+            help="Most rounds of planning; several times for a comparison.",
+        ),
+    ] = None,
     out: Annotated[
         Path, typer.Option("--out", "-o", metavar="FOLDER", help="Where the report goes.")
     ] = Path("evaluation"),
@@ -316,12 +330,23 @@ def eval(
     Exit code 1 if the money ran out before the end; the same command goes on.
     """
     from contextlib import ExitStack
+    from dataclasses import replace
     from shlex import join
 
     from runtime import CallCache, Pool
 
+    from .planner import Planner
+
     with _told(), ExitStack() as stack:
-        from training.lineup import FROM_LABELS, NAMES, Contest, LineUp, checkpoints
+        from training.evaluate import EvaluationError
+        from training.lineup import (
+            FROM_LABELS,
+            NAMES,
+            Contest,
+            LineUp,
+            checkpoints,
+            planner_of,
+        )
         from training.report import markdown, to_json, write_report
         from training.trials import Bench
 
@@ -337,14 +362,19 @@ def eval(
             {name: checkpoints(folder or name) for name, folder in routers.items()},
             seeds=seeds,
         )
-        bench = None
+        bench, conductors = None, dict[str, Planner]()
         if pool is not None:
             out.mkdir(parents=True, exist_ok=True)
             cache = stack.enter_context(CallCache(out / "calls.db"))
             bench = Bench(Pool.load(pool), cache, journal(journal_file, no_journal))
-        contest = Contest.of(
-            lineup, labels, out, bench=bench, limit=limit, rounds=rounds, states=states
-        )
+            conductors = {
+                name: planner_of(what or name, bench.pool)
+                for name, _, what in (each.partition("=") for each in conductor or ())
+            }
+        elif conductor:
+            raise EvaluationError(f"{conductor[0]} has to be carried out; name the pool: --pool")
+        lineup = replace(lineup, conductors=conductors, rounds=tuple(rounds or (1,)))
+        contest = Contest.of(lineup, labels, out, bench=bench, limit=limit, states=states)
         if dry_run:
             _print_contest(contest)
             return

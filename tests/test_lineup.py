@@ -165,6 +165,39 @@ def test_what_has_to_be_carried_out_is_and_only_once(ground: Ground, tmp_path: P
     assert left[0].split("|")[-3].strip() == "0"
 
 
+def test_conductor_models_and_routers_with_roles_are_carried_out(
+    ground: Ground, heads: Path, tmp_path: Path
+) -> None:
+    """Each number of rounds is a decider of its own; whoever writes no plan is seen not to."""
+    encoder = Router.load(checkpoints(heads)[0]).encoder
+    weight = np.random.default_rng(0).random((4 + 3, 32), np.float32)
+    Router(Head(weight, tuple(SAID), roles=True), encoder).save(tmp_path / "turns")
+    told = run(
+        *(ground.labels, "--pool", ground.pool, "--deciders", "best-single,routers"),
+        *("--conductor", f"file={ground.pool}", "--conductor", "con", "--rounds", 1, "--rounds", 2),
+        *("--router", f"turns={tmp_path / 'turns'}", "--limit", 1, "-o", tmp_path, "-q"),
+    )
+
+    assert told.exit_code == 0, told.output
+    found = json.loads((tmp_path / "evaluation.json").read_text())
+    names = ["best-single", "file@1", "file@2", "con@1", "con@2", "turns"]
+    assert [*found["deciders"]] == names
+    plans = {
+        (each["decider"], each["family"]): (each["at_once"], each["planned"], each["topologies"])
+        for each in found["planning"]
+    }
+    assert plans["file@1", "chain"] == (1, 1, {"best-of-n": 1})
+    assert plans["con@2", "chain"] == (0, 0, {})
+    assert "## Plans" in told.stdout and "best-of-n 100 %" in told.stdout
+    lines = {
+        line["decider"]: line
+        for line in found["lines"]
+        if (line["section"], line["family"]) == ("composed", "")
+    }
+    assert lines["file@2"]["calls"] > lines["file@1"]["calls"] == 4
+    assert lines["turns"]["deciding"] > 0 and 1 <= lines["turns"]["calls"] <= 5
+
+
 def test_without_money_it_stops_and_says_how_to_go_on(ground: Ground, tmp_path: Path) -> None:
     """pro has a price: one plan costs 140 millionths."""
     given = (ground.labels, "--pool", ground.pool, "--deciders", "best-single,conductor")
@@ -190,7 +223,8 @@ def test_the_list_of_deciders(ground: Ground) -> None:
         (["--deciders", "guess"], "no decider 'guess'; there are: workers, "),
         (["--deciders", "conductor"], "conductor has to be carried out; name the pool: --pool"),
         (["--router", "mine=nowhere"], "no router in nowhere"),
-        (["--router", "oracle=HEADS"], "a router can't be called 'oracle'"),
+        (["--router", "oracle=HEADS"], "no decider can be called 'oracle'"),
+        (["--conductor", "con"], "con has to be carried out; name the pool: --pool"),
         (["--compare-to", "nobody"], "no decider is called 'nobody'; there are: worker:pro"),
     ],
 )

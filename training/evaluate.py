@@ -542,6 +542,26 @@ class Control:
 
 
 @dataclass(frozen=True, slots=True)
+class Planning:
+    """What the plans of a decider were like, in one family."""
+
+    decider: str
+    section: str
+    family: str
+    trials: int
+    at_once: int
+    """Trials whose plan was right as it was first written."""
+    planned: int
+    """Trials with a plan."""
+    failed: int
+    """Trials that failed for technical reasons."""
+    steps: float
+    """Mean per trial, all rounds together."""
+    topologies: Mapping[str, int]
+    """How often the last plan had each shape."""
+
+
+@dataclass(frozen=True, slots=True)
 class Evaluation:
     """All that an evaluation found; :mod:`training.report` writes and draws it."""
 
@@ -554,6 +574,7 @@ class Evaluation:
     routing: tuple[Routing, ...]
     confusion: tuple[Confusion, ...]
     controls: tuple[Control, ...]
+    planning: tuple[Planning, ...]
     made_with: Mapping[str, Any]
     """Pool, checkpoints, seeds, versions and command line: what it takes to make it again."""
 
@@ -579,6 +600,7 @@ def evaluate(
     choices: Choices,
     *,
     reference: str = BEST,
+    planning: Sequence[Planning] = (),
     made_with: Mapping[str, Any] | None = None,
     resamples: int = RESAMPLES,
     seed: int = 0,
@@ -590,6 +612,7 @@ def evaluate(
         outcomes: Of the deciders, in the order of the report.
         choices: As :func:`choose` gives them.
         reference: The decider that the others are held against.
+        planning: What plans were like, to be reported with the rest.
         made_with: What it takes to make it again, for the record.
         resamples: Of the bootstrap.
         seed: Of the bootstrap.
@@ -670,6 +693,7 @@ def evaluate(
             for section in there
             if section in (Section.ITEMS, Section.PHRASINGS)
         ),
+        tuple(planning),
         made_with or {},
     )
 

@@ -20,6 +20,7 @@ import numpy as np
 
 from conductor import Planner
 from conductor.router import HEAD, SETTINGS, Encoder, Router, probabilities
+from runtime import LocalWorker, Pool
 
 from .evaluate import (
     BEST,
@@ -58,6 +59,7 @@ from .trials import (
     known_parts,
     mixture,
     outcomes_of,
+    planning_of,
     random_plan,
     waiting,
 )
@@ -97,6 +99,10 @@ class LineUp:
     """Of :data:`NAMES`."""
     routers: Mapping[str, tuple[Path, ...]] | None = None
     """Folders of routers by name; several of one name are seeds of one training."""
+    conductors: Mapping[str, Planner] | None = None
+    """Conductor models by name, beside the pool's own."""
+    rounds: tuple[int, ...] = (1,)
+    """Most rounds of planning; Conductor models are tried with each."""
     seeds: int = 5
     """Of what is drawn: random workers, controls, random plans."""
     seed: int = 0
@@ -107,9 +113,19 @@ class LineUp:
         for name in self.names:
             if name not in NAMES:
                 raise EvaluationError(f"no decider {name!r}; there are: {', '.join(NAMES)}")
-        for name in self.routers or {}:
+        for name in (*(self.routers or {}), *(self.conductors or {})):
             if name in NAMES or name.startswith(("worker:", "control:")):
-                raise EvaluationError(f"a router can't be called {name!r}; that is taken")
+                raise EvaluationError(f"no decider can be called {name!r}; that is taken")
+
+    def lacking_a_pool(self) -> list[str]:
+        """Those that can't be judged by labels."""
+        roles = [
+            name
+            for name, folders in (self.routers or {}).items()
+            if self.has("routers") and Router.load(folders[0]).roles
+        ]
+        named = [name for name in CARRIED_OUT if self.has(name)]
+        return [*named, *(self.conductors or {}), *roles]
 
     def has(self, name: str) -> bool:
         """Whether a decider or group takes part."""
@@ -174,6 +190,8 @@ def from_labels(
     }
     if lineup.has("routers"):
         for name, loaded in routers.items():
+            if loaded[0].roles:
+                continue  # it is carried out
             progress(f"{name} reads {len(tested.tasks)} tasks")
             found.append(routed(name, loaded, tested, states))
     if lineup.has("controls") and routers:
@@ -183,9 +201,7 @@ def from_labels(
     return found
 
 
-def carried_out(
-    lineup: LineUp, bench: Bench, tested: Measured, choices: Choices, rounds: int = 1
-) -> list[Decider]:
+def carried_out(lineup: LineUp, bench: Bench, tested: Measured, choices: Choices) -> list[Decider]:
     """List the deciders that have to be carried out.
 
     Args:
@@ -193,7 +209,6 @@ def carried_out(
         bench: With what.
         tested: Labels of the test tasks.
         choices: Made on validation tasks.
-        rounds: Most rounds of planning.
     """
     pool = bench.pool
     names = [name for name in pool.names if name in tested.workers]
@@ -210,10 +225,9 @@ def carried_out(
                 found.append(bench.chosen(name, about, Chooser(pool.planner)))
             case "conductor" | "conductor-free":
                 held = name == "conductor"
-                how = ", under the grammar where it can" if held else ", not held to the grammar"
-                about = f"{planner} writes plans{how}, {rounds} round{'s' * (rounds > 1)}"
-                model = Planner(pool.planner, pool.planning, constrained=held)
-                found.append(bench.planned(name, about, model, rounds=rounds))
+                found += _planned(
+                    lineup, bench, name, Planner(pool.planner, pool.planning, constrained=held)
+                )
             case "random-plans":
                 most = pool.planning.most_steps
                 about = f"plans at random, up to {most} steps"
@@ -235,7 +249,55 @@ def carried_out(
                 about = f"all {calls} workers, then {choices.best} reads them and decides"
                 last = [choices.best, choices.best_composed]
                 found.append(bench.given(name, about, mixed, calls=calls + 1, told=last))
+    for name, model in (lineup.conductors or {}).items():
+        found += _planned(lineup, bench, name, model)
+    for name, folders in (lineup.routers or {}).items():
+        routers = [Router.load(folder).on(pool) for folder in folders]
+        if routers[0].roles and lineup.has("routers"):
+            about = f"router that takes up to {routers[0].turns} turns, {_checkpoints(routers)}"
+            told = [_head_digest(folder) for folder in folders]
+            found.append(bench.routed(name, about, routers, told))
     return found
+
+
+def _planned(lineup: LineUp, bench: Bench, name: str, model: Planner) -> list[Decider]:
+    """A Conductor model with each number of rounds."""
+    how = "" if model.constrained and model.worker.constrains else ", not held to the grammar"
+    several = len(lineup.rounds) > 1
+    return [
+        bench.planned(
+            f"{name}@{rounds}" if several else name,
+            f"{model.worker.name} writes plans{how}, {rounds} round{'s' * (rounds > 1)}",
+            model,
+            rounds=rounds,
+        )
+        for rounds in lineup.rounds
+    ]
+
+
+def planner_of(what: str, pool: Pool) -> Planner:
+    """Find a Conductor model.
+
+    Args:
+        what: A worker of the pool, which is asked as the pool says; or a pool file, whose planner
+            is asked as that file says.
+        pool: Whose workers it plans for.
+
+    Raises:
+        PoolError: If it is neither.
+    """
+    if what in pool.names or not Path(what).is_file():
+        return Planner(pool[what], pool.planning)
+    other = Pool.load(what)
+    planner = other.planner
+    if isinstance(planner, LocalWorker):
+        for each in pool:
+            if isinstance(each, LocalWorker) and (each.model.name, each.model.engine) == (
+                planner.model.name,
+                planner.model.engine,
+            ):
+                planner.model = each.model  # the weights are in memory once
+    return Planner(planner, other.planning)
 
 
 def _parts(task: Task, seed: int, choices: Choices) -> Any:
@@ -277,14 +339,11 @@ def routed(name: str, routers: Sequence[Router], tested: Measured, states: str |
         states: Folder of hidden states.
 
     Raises:
-        EvaluationError: If it knows none of the workers, or picks roles.
+        EvaluationError: If it knows none of the workers.
     """
     known = set(tested.workers)
     chosen = []
     for router in routers:
-        if router.roles:
-            told = "takes turns in roles, and labels tell of single picks"
-            raise EvaluationError(f"{name} {told}; load it with roles off")
         allowed = [worker for worker in router.head.workers if worker in known]
         if not allowed:
             raise EvaluationError(
@@ -299,14 +358,17 @@ def routed(name: str, routers: Sequence[Router], tested: Measured, states: str |
         ]
         chosen.append(np.array(index)[best])
     tokens, seconds = _reading(routers[0], tested.tasks)
-    tells = f"{len(routers)} checkpoints" if len(routers) > 1 else "one checkpoint"
     return picks(
         name,
-        f"router, {tells}, reading with {routers[0].encoder.id}",
+        f"router, {_checkpoints(routers)}, reading with {routers[0].encoder.id}",
         tested,
         one_hot(np.array(chosen), len(tested.workers)),
         deciding=Deciding(tokens, seconds),
     )
+
+
+def _checkpoints(routers: Sequence[Router]) -> str:
+    return f"{len(routers)} checkpoints" if len(routers) > 1 else "one checkpoint"
 
 
 def _reading(router: Router, tasks: Sequence[Task]) -> tuple[float, float]:
@@ -411,7 +473,6 @@ class Contest:
         *,
         bench: Bench | None = None,
         limit: int | None = None,
-        rounds: int = 1,
         states: str | Path | None = None,
     ) -> Contest:
         """Read the labels, choose by their validation tasks, and work out what is to be done.
@@ -422,7 +483,6 @@ class Contest:
             out: Where trials and the report go.
             bench: What deciders are carried out with; needed by some.
             limit: Most test tasks of a section.
-            rounds: Most rounds of planning.
             states: Folder of hidden states; in ``out`` if None.
 
         Raises:
@@ -437,8 +497,8 @@ class Contest:
         deciders: tuple[Decider, ...] = ()
         if bench is not None:
             _check_same(bench, folders)
-            deciders = tuple(carried_out(lineup, bench, tested, choices, rounds))
-        elif lacking := [name for name in CARRIED_OUT if lineup.has(name)]:
+            deciders = tuple(carried_out(lineup, bench, tested, choices))
+        elif lacking := lineup.lacking_a_pool():
             told = "have to be carried out" if len(lacking) > 1 else "has to be carried out"
             raise EvaluationError(f"{', '.join(lacking)} {told}; name the pool: --pool FILE")
         return cls(
@@ -503,6 +563,11 @@ class Contest:
             found,
             self.choices,
             reference=reference,
+            planning=[
+                found
+                for each in self.deciders
+                for found in planning_of(each, self.tested.tasks, self.out)
+            ],
             made_with=self._made_with(command),
             seed=self.lineup.seed,
         )

@@ -91,6 +91,8 @@ def markdown(evaluation: Evaluation) -> str:
             parts.append(families)
     if evaluation.controls:
         parts.append(f"## Negative controls\n\n{_controls(evaluation)}")
+    if evaluation.planning:
+        parts.append(f"## Plans\n\n{_planning(evaluation)}")
     parts.append(f"## Who was called\n\n{_routing(evaluation)}")
     about = table(["decider", "what it does"], [*map(list, evaluation.deciders.items())], left=2)
     parts.append(f"## Deciders\n\n{about}")
@@ -187,6 +189,34 @@ def _controls(evaluation: Evaluation) -> str:
     return (
         "Trained on nonsense, these may not do better than someone who knows nothing of the task; "
         "else the evaluation leaks.\n\n" + table(heads, rows, left=3)
+    )
+
+
+def _planning(evaluation: Evaluation) -> str:
+    rows = []
+    for name in dict.fromkeys(each.decider for each in evaluation.planning):
+        for each in (each for each in evaluation.planning if each.decider == name):
+            shapes = [
+                f"{shape} {number(100 * count / each.planned, 0)} %"
+                for shape, count in each.topologies.items()
+            ]
+            rows.append(
+                [
+                    name,
+                    each.family,
+                    _SHORT[each.section],
+                    ", ".join(shapes[:3]),
+                    str(each.trials),
+                    f"{each.at_once / each.trials:.0%}",
+                    f"{each.planned / each.trials:.0%}",
+                    str(each.failed),
+                    number(each.steps, 1),
+                ]
+            )
+    heads = ["decider", "family", "on", "shapes", "trials", "at once", "in the end", "failed"]
+    return (
+        '"at once": the first text was a plan; "in the end": also after being told what is wrong. '
+        '"failed": for technical reasons.\n\n' + table([*heads, "steps"], rows, left=4)
     )
 
 

@@ -28,6 +28,7 @@ import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from conductor import Conductor, Planner
+from conductor.router import Router
 from grammar import Plan, single, topology
 from runtime import Cache as CallsOnFile
 from runtime import (
@@ -63,8 +64,10 @@ from .evaluate import (
     EvaluationError,
     Measured,
     Outcomes,
+    Planning,
     one_hot,
     picks,
+    section_of,
     voted,
 )
 from .graders import grade
@@ -146,6 +149,7 @@ class Decider:
 _OWN_FAULT = frozenset(
     {
         FailureKind.NO_PLAN,
+        FailureKind.NO_ANSWER,
         FailureKind.BUDGET,
         FailureKind.DEADLINE,
         FailureKind.EMPTY,
@@ -204,6 +208,10 @@ def _add(trial: Trial, run: Run, pool: Pool) -> Trial:
             deciding += count or 0
         else:
             workers[each.worker] += 1
+    for each_round in run.rounds:
+        if each_round.pick is not None:
+            tokens = None if tokens is None else tokens + each_round.pick.tokens
+            deciding += each_round.pick.tokens
     asked: list[PlanAttempt | StepResult] = [*run.planning, *results]
     for lost in (attempt for each in asked for attempt in each.lost):
         calls += 1
@@ -278,7 +286,7 @@ class Bench:
                 planner.settings, sampling=replace(planner.settings.sampling, seed=seed)
             )
             one = replace(planner, settings=settings) if seeds > 1 else planner
-            team = Conductor(self.pool, planner=one, cache=self.cache, journal=self.journal)
+            team = self._team(one)
             run = await team.arun(task.question, rounds=rounds)
             return await graded(trial_of(decider, task, seed, run, self.pool), task, run)
 
@@ -313,7 +321,7 @@ class Bench:
             if len(plan) == 1 and first.subtask == task.question:
                 blank = Trial(decider.name, decider.digest, task.id, seed)
                 return replace(blank, picked=str(first.worker), topology="single", steps=1)
-            team = Conductor(self.pool, cache=self.cache, journal=self.journal)
+            team = self._team(self.pool.planner)
             run = await team.arun(task.question, plan=plan)
             return await graded(trial_of(decider, task, seed, run, self.pool), task, run)
 
@@ -370,7 +378,7 @@ class Bench:
             pool = pool_for(worker, seed)
             # None reads another, and each has the question as its subtask: all see it as it is.
             plan = Plan.of([task.question] * calls, list(pool.names), [[]] * calls)
-            team = Conductor(pool, cache=self.cache, journal=self.journal)
+            team = replace(self, pool=pool)._team(pool.planner)
             run = await team.arun(task.question, plan=plan)
             trial = trial_of(decider, task, seed, run, pool)
             trial = replace(trial, workers={worker.name: calls})
@@ -387,6 +395,30 @@ class Bench:
         told = [choices.best, choices.best_composed, calls, temperature]
         decider = self._decider("self-consistency", about, told, answer, calls, seeds)
         return decider
+
+    def routed(self, name: str, about: str, routers: Sequence[Router], told: object) -> Decider:
+        """Routers that take turns in roles; each is a seed.
+
+        Args:
+            name: Of the decider.
+            about: What it is.
+            routers: One or more that were trained alike.
+            told: What tells them from others, as a digest does.
+        """
+
+        async def answer(task: Task, seed: int) -> Trial:
+            run = await self._team(router=routers[seed]).arun(task.question)
+            return await graded(trial_of(decider, task, seed, run, self.pool), task, run)
+
+        decider = self._decider(name, about, told, answer, routers[0].turns, len(routers))
+        return decider
+
+    def _team(
+        self, planner: Planner | Worker | None = None, router: Router | None = None
+    ) -> Conductor:
+        return Conductor(
+            self.pool, planner=planner, router=router, cache=self.cache, journal=self.journal
+        )
 
     def _decider(
         self,
@@ -711,6 +743,38 @@ def outcomes_of(decider: Decider, measured: Measured, folder: str | Path) -> Out
         np.where(is_pick, added.dollars, dollars),
         shares + given.workers,
     )
+
+
+def planning_of(decider: Decider, tasks: Sequence[Task], folder: str | Path) -> list[Planning]:
+    """Tell what a decider's plans were like, by family.
+
+    Args:
+        decider: Whose.
+        tasks: On which tasks.
+        folder: Where ``trials.jsonl`` is.
+    """
+    there = read_trials(folder)
+    found: dict[tuple[str, str], list[Trial]] = {}
+    for task in tasks:
+        if (section := section_of(task)) is None:
+            continue
+        for seed in range(decider.seeds):
+            if (trial := there.get((decider.digest, task.id, seed))) is not None:
+                found.setdefault((section, task.family), []).append(trial)
+    return [
+        Planning(
+            decider.name,
+            section,
+            family,
+            len(trials),
+            sum(each.plans == 1 and each.topology != "" for each in trials),
+            sum(each.topology != "" for each in trials),
+            sum(not each.ended for each in trials),
+            sum(each.steps for each in trials) / len(trials),
+            dict(Counter(each.topology for each in trials if each.topology).most_common()),
+        )
+        for (section, family), trials in found.items()
+    ]
 
 
 @cache

@@ -90,7 +90,7 @@ def test_ties_teach_nothing() -> None:
         fit(tied.where(~tied.decided), validation, QUICK)
 
 
-def test_all_recipes_are_tried_and_the_best_on_left_out_wordings_is_taken() -> None:
+def test_all_settings_are_tried_and_the_best_on_left_out_wordings_is_taken() -> None:
     """By picked reward; of equals the one that believes less."""
     train = world(120)
     folds = np.arange(120) % 3
@@ -100,7 +100,7 @@ def test_all_recipes_are_tried_and_the_best_on_left_out_wordings_is_taken() -> N
 
     assert len(fitted.trials) == 8
     best = max(trial.left_out or 0 for trial in fitted.trials)
-    (chosen,) = (trial for trial in fitted.trials if trial.recipe == fitted.recipe)
+    (chosen,) = (trial for trial in fitted.trials if trial.setting == fitted.setting)
     assert chosen.left_out == pytest.approx(best, abs=1e-4)
 
 

@@ -95,7 +95,7 @@ class Examples:
         return Examples(self.states[keep], self.rewards[keep])
 
 
-class Recipe(BaseModel):
+class Setting(BaseModel):
     """One temperature, weight decay and frame."""
 
     model_config = ConfigDict(frozen=True)
@@ -122,9 +122,9 @@ class Update:
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """How a recipe did."""
+    """How a setting did."""
 
-    recipe: Recipe
+    setting: Setting
     left_out: float | None
     """Picked reward on wordings that were left out; None if that was not measured."""
     expected: float
@@ -138,13 +138,13 @@ class Fitted:
     theta: Array
     """(W, K), in the frame."""
     frame: Frame
-    recipe: Recipe
+    setting: Setting
     history: tuple[Update, ...]
     """Before sharpening."""
     sharpness: float = 1.0
     """What the weights were multiplied by in the end."""
     trials: tuple[Trial, ...] = ()
-    """All recipes that were tried."""
+    """All settings that were tried."""
 
     @property
     def weight(self) -> Array:
@@ -214,54 +214,54 @@ def fit(
     folds: NDArray[np.intp] | None = None,
     report: Callable[[Trial], None] = lambda trial: None,
 ) -> Fitted:
-    """Choose a recipe, and train a head by it.
+    """Choose a setting, and train a head by it.
 
     Args:
         train: What it is trained on.
         validation: What training is stopped by.
         settings: How.
-        folds: (N,): which fold each training task is in, see :func:`wordings`; recipes are
+        folds: (N,): which fold each training task is in, see :func:`wordings`; settings are
             chosen on validation tasks if None.
-        report: Is told of every recipe that was tried.
+        report: Is told of every setting that was tried.
 
     Raises:
         ValueError: If there is nothing to learn: no task on which workers differ.
     """
     if not train.decided.any() and not settings.tie_weight:
         raise ValueError("all workers score the same on every training task; nothing to learn")
-    recipes = [
-        Recipe(tau=tau, weight_decay=decay, components=components)
+    choices = [
+        Setting(tau=tau, weight_decay=decay, components=components)
         for components, tau, decay in product(
             settings.components, settings.taus, settings.weight_decays
         )
     ]
-    chosen, trials = recipes[0], list[Trial]()
+    chosen, trials = choices[0], list[Trial]()
     frames = {each: frame_of(train.states, each) for each in settings.components}
     if settings.choose_by == "validation" or folds is None or len(set(folds.tolist())) < 2:
         folds = None
-    for recipe in recipes if len(recipes) > 1 else []:
+    for setting in choices if len(choices) > 1 else []:
         left_out = None
-        fitted = _fit(train, validation, settings, recipe, frames[recipe.components])
+        fitted = _fit(train, validation, settings, setting, frames[setting.components])
         if folds is not None:
             got = 0.0
             for fold in set(folds.tolist()):
                 part, rest = train.where(folds == fold), train.where(folds != fold)
                 if rest.decided.any():
-                    frame = frames[recipe.components]
-                    tried = _fit(rest, validation, settings, recipe, frame)
+                    frame = frames[setting.components]
+                    tried = _fit(rest, validation, settings, setting, frame)
                     got += picked_reward(tried.weight, part) * len(part)
             left_out = got / len(train)
-        trial = Trial(recipe, left_out, expected_reward(fitted.weight, validation))
+        trial = Trial(setting, left_out, expected_reward(fitted.weight, validation))
         trials.append(trial)
         report(trial)
 
     def merit(trial: Trial) -> tuple[float, ...]:
         # Of equals the stronger decay and the softer target: less to believe.
         value = trial.expected if trial.left_out is None else trial.left_out
-        return round(value, 4), trial.recipe.weight_decay, trial.recipe.tau
+        return round(value, 4), trial.setting.weight_decay, trial.setting.tau
 
     if trials:
-        chosen = max(trials, key=merit).recipe
+        chosen = max(trials, key=merit).setting
     best = _fit(train, validation, settings, chosen, frames[chosen.components])
     return replace(_sharpened(best, validation, min(settings.taus)), trials=tuple(trials))
 
@@ -284,23 +284,23 @@ def _sharpened(fitted: Fitted, validation: Examples, tau: float) -> Fitted:
 
 
 def _fit(
-    train: Examples, validation: Examples, settings: SFT, recipe: Recipe, frame: Frame
+    train: Examples, validation: Examples, settings: SFT, setting: Setting, frame: Frame
 ) -> Fitted:
     """Train one head; the one with the least validation loss is kept."""
     weights = np.where(train.decided, 1.0, settings.tie_weight)
     kept = weights > 0
     checked = validation.where(validation.decided) if validation.decided.any() else validation
-    soft = targets(checked.rewards, recipe.tau)
+    soft = targets(checked.rewards, setting.tau)
     history: list[Update] = []
     best: tuple[float, Array] | None = None
     patience = settings.patience
     workers = train.rewards.shape[1]
     steps = descend(
         frame.seen(train.states[kept]),
-        targets(train.rewards[kept], recipe.tau),
+        targets(train.rewards[kept], setting.tau),
         weights[kept],
         np.zeros((int(kept.sum()), workers), np.float32),
-        recipe.weight_decay,
+        setting.weight_decay,
         every=settings.look_every,
     )
     looks = max(1, settings.most_updates // settings.look_every)
@@ -314,7 +314,7 @@ def _fit(
         elif not (patience := patience - 1):
             break
     assert best is not None  # there is at least one look
-    return Fitted(best[1], frame, recipe, tuple(history))
+    return Fitted(best[1], frame, setting, tuple(history))
 
 
 def _kl(soft: Array, chances: Array) -> float:

@@ -83,6 +83,12 @@ def states_of(
     return np.stack([found[key] for key in keys])
 
 
+def unread(tasks: Sequence[Task], encoder: Encodes, folder: str | Path) -> int:
+    """Count the different questions that :func:`states_of` would have to read; raises likewise."""
+    found = _read(Path(folder) / encoder.digest[:16])
+    return len({_key(task.question) for task in tasks} - found.keys())
+
+
 @dataclass(frozen=True, eq=False)
 class Frame:
     """A linear map of states in which heads are trained; it folds back into their weights."""

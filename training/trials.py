@@ -146,7 +146,7 @@ class Decider:
 
 # --- what a run took ------------------------------------------------------------------------------
 
-_OWN_FAULT = frozenset(
+OWN_FAULT = frozenset(
     {
         FailureKind.NO_PLAN,
         FailureKind.NO_ANSWER,
@@ -240,7 +240,7 @@ async def graded(trial: Trial, task: Task, run: Run) -> Trial:
         # In a thread: code is run in a sandbox, and that takes its time.
         score = await anyio.to_thread.run_sync(grade, task.grader, run.answer, task.question)
         return replace(trial, score=score)
-    own = run.failure is not None and run.failure.kind in _OWN_FAULT
+    own = run.failure is not None and run.failure.kind in OWN_FAULT
     return replace(trial, score=0.0) if own else trial
 
 

@@ -1,0 +1,622 @@
+"""Train a router: labels and hidden states in, a router's folder out.
+
+    conductor train router examples/recipes/router.toml
+
+Stages: read the questions (kept on disk), SFT on soft targets, evolution. Each is a function of
+arrays in a module of its own; here are the recipe, the order of things, and what is written: head
+and router.json, metrics.jsonl, pictures.
+
+Tasks of reserved families and in held-out wordings are never trained on, nor used to choose
+anything; if labels have them, the pictures show them.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from difflib import get_close_matches
+from functools import partial
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Literal
+
+import anyio
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from conductor.config import EMBEDDED_MODEL, load_pool
+from conductor.prompt import ROUTER_SYSTEM
+from conductor.router import MOST_TURNS, Encoder, Head, Router
+from runtime import PACKAGED, CallCache, fetch
+
+from . import labels as on_file
+from . import router_pictures as pictures
+from .labels import Labels, LabelsError
+from .report import rendered
+from .router_evolve import Evolution, Kept, LabelProblem, Look, Problem, Shelf, evolve, formula
+from .router_rollouts import RunProblem
+from .router_sft import (
+    SFT,
+    Examples,
+    Fitted,
+    Joined,
+    Joining,
+    Trial,
+    expected_reward,
+    fit,
+    join,
+    picked_reward,
+    wordings,
+)
+from .states import Array, Encodes, Frame, frame_of, states_of, unread
+from .tasks import Split, Task
+
+METRICS = "metrics.jsonl"
+
+
+class RecipeError(ValueError):
+    """A recipe is wrong; the message names file and key, and what would be right."""
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Backbone(_Table):
+    """What reads the questions."""
+
+    model: str = EMBEDDED_MODEL
+    """A packaged model, a folder, or a causal LM of the Hugging Face hub."""
+    system: str = ROUTER_SYSTEM
+    layer: int = -1
+    plain: bool = False
+
+
+class Runs(_Table):
+    """How whole runs are made, where rewards = "runs"."""
+
+    pool: Path | None = None
+    """The pool file; found as for `conductor run` if there is none."""
+    roles: bool = False
+    """Whether turns with roles follow one another."""
+    turns: int = Field(default=MOST_TURNS, ge=1)
+    repeats: int = Field(default=1, ge=1)
+    """Different replies that a worker may give to the same call."""
+    concurrency: int = Field(default=16, ge=1)
+
+
+class Recipe(_Table):
+    """All that decides what router comes out."""
+
+    labels: tuple[Path, ...] = Field(min_length=1)
+    """Folders that `conductor labels` made; their tasks say which split they are of."""
+    output: Path
+    """The router's folder."""
+    states: Path | None = None
+    """Where hidden states are kept; in the folder of the router if there is none."""
+    seed: int = Field(default=0, ge=0)
+    stages: tuple[Literal["sft", "es"], ...] = ("sft", "es")
+    rewards: Literal["labels", "runs"] = "labels"
+    """What evolution is rewarded by: measured labels, or runs of the real Conductor."""
+    backbone: Backbone = Backbone()
+    sft: SFT = SFT()
+    es: Evolution = Evolution()
+    runs: Runs = Runs()
+
+    @property
+    def kept_states(self) -> Path:
+        """Where hidden states are kept."""
+        return self.states or self.output / "states"
+
+
+def read_recipe(path: str | Path, changes: Sequence[str] = (), **given: Any) -> Recipe:
+    """Read a recipe.
+
+    Args:
+        path: A TOML file.
+        changes: ``KEY=VALUE`` each, as ``sft.taus=[0.1]``, which win over the file; the value is
+            TOML, or else text.
+        given: Values of top-level keys, which win over both; None is not given.
+
+    Raises:
+        RecipeError: If it can't be read, or a key or value is wrong.
+    """
+    try:
+        table = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RecipeError(f"{path}: {error.strerror or error}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: not TOML: {error}") from error
+    for change in changes:
+        key, sign, text = change.partition("=")
+        if not sign:
+            raise RecipeError(f"--set {change}: write KEY=VALUE, as in --set es.generations=20")
+        *outer, last = key.strip().split(".")
+        at = table
+        for name in outer:
+            at = at.setdefault(name, {})
+            if not isinstance(at, dict):
+                raise RecipeError(f"--set {change}: {name} is no table")
+        at[last] = _value(text.strip())
+    table |= {name: value for name, value in given.items() if value is not None}
+    try:
+        return Recipe.model_validate(table)
+    except ValidationError as error:
+        problems = [_problem(each) for each in error.errors(include_url=False)]
+        raise RecipeError("\n".join(f"{path}: {each}" for each in problems)) from error
+
+
+def _value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _problem(problem: Mapping[str, Any]) -> str:
+    where = [part for part in problem["loc"] if isinstance(part, str)]
+    key = ".".join(where)
+    match problem["type"]:
+        case "extra_forbidden":
+            of: type[BaseModel] = Recipe
+            for part in where[:-1]:
+                of = of.model_fields[part].annotation  # type: ignore[assignment]  # a table
+            known = list(of.model_fields)
+            near = get_close_matches(where[-1], known, 1)
+            told = f"did you mean {near[0]}?" if near else f"there are: {', '.join(known)}"
+            return f"unknown key {key}; {told}"
+        case "missing":
+            return f"{key} is missing"
+        case _:
+            return f"{key}: {problem['msg'][:1].lower()}{problem['msg'][1:]}"
+
+
+# --- data -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Data:
+    """Labels, dealt to what they are used for."""
+
+    labels: Labels
+    train: np.ndarray
+    """(T,) of bool."""
+    validation: np.ndarray
+    shown: np.ndarray
+    """Neither trained on nor chosen by: pictures only."""
+
+    def tasks(self, keep: np.ndarray) -> list[Task]:
+        """The tasks for which ``keep`` (T,) is true."""
+        return [task for task, kept in zip(self.labels.tasks, keep, strict=True) if kept]
+
+    @property
+    def digest(self) -> str:
+        """Tells data from other data."""
+        told = sha256(json.dumps([task.id for task in self.labels.tasks]).encode())
+        told.update(json.dumps(self.labels.workers).encode() + self.labels.scores.tobytes())
+        return told.hexdigest()[:16]
+
+
+def read_data(folders: Sequence[Path]) -> Data:
+    """Read labels and deal them; tasks on which a worker was never measured are left out.
+
+    Raises:
+        LabelsError: If there are none, or no task is left to train on or to validate with.
+    """
+    found = on_file.read(folders[0])
+    for folder in folders[1:]:
+        found = found.merged(on_file.read(folder))
+    return dealt(found.complete())
+
+
+def dealt(labels: Labels) -> Data:
+    """Deal labels to what they are used for; raises as :func:`read_data`."""
+    barred = np.array([task.reserved or task.held_out_wording for task in labels.tasks], bool)
+    split = np.array([task.split for task in labels.tasks])
+    train = (split == Split.TRAIN) & ~barred
+    validation = (split == Split.VALIDATION) & ~barred
+    for name, kept in (("training", train), ("validation", validation)):
+        if not kept.any():
+            remedy = "measure some with `conductor labels --split train` and `--split validation`"
+            raise LabelsError(f"the labels have no {name} tasks in trained wordings; {remedy}")
+    return Data(labels, train, validation, ~train & ~validation)
+
+
+# --- training -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """How far a stage is."""
+
+    stage: Literal["read", "sft", "es"]
+    done: int
+    total: int
+    text: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """What came out."""
+
+    router: Router
+    finished: bool
+    """False if it was asked to stop before; what is saved is the best so far."""
+    best: str
+    """The stage that the head is of."""
+    summary: Mapping[str, Any]
+    """Rewards and counts, as in the training record."""
+
+
+class Plan(BaseModel):
+    """What a recipe will take, without doing it."""
+
+    workers: tuple[str, ...]
+    training: int
+    validation: int
+    shown: int
+    ties: int
+    """Training tasks on which all workers score the same."""
+    questions: int
+    """Different ones."""
+    unread: int
+    """Of them, not read yet."""
+    fits: int
+    """Heads fitted by gradient."""
+    numbers: int
+    """Of a head that evolution searches, at most."""
+    population: int
+    episodes: int
+    """Of evolution."""
+    seconds: float
+    """Roughly, at 15 questions and 8 fits a second, and what labels answer at once; runs of
+    models are not in it."""
+
+
+def plan_of(recipe: Recipe, encoder: Encodes) -> Plan:
+    """Say what a recipe will take; raises as :func:`train_router`."""
+    data = read_data(recipe.labels)
+    labels = data.labels
+    rewards = labels.means
+    questions = {task.question for task in labels.tasks}
+    settings = recipe.sft
+    count = len(settings.taus) * len(settings.weight_decays) * len(settings.components)
+    folds = settings.folds if settings.choose_by == "wordings" else 0
+    sft, es = "sft" in recipe.stages, "es" in recipe.stages
+    fits = (1 + (count * (1 + folds) if count > 1 else 0)) * sft
+    rows = len(labels.workers) + 3 * (recipe.runs.roles and recipe.rewards == "runs")
+    numbers = rows * (max(settings.components) or 576)
+    population = recipe.es.population or formula(numbers)
+    episodes = population * recipe.es.replications * recipe.es.generations * es
+    waiting = unread(labels.tasks, encoder, recipe.kept_states)
+    seconds = waiting / 15 + fits / 8 + episodes / 100_000
+    return Plan(
+        workers=labels.workers,
+        training=int(data.train.sum()),
+        validation=int(data.validation.sum()),
+        shown=int(data.shown.sum()),
+        ties=int(
+            (~Examples(np.zeros((len(rewards), 1), np.float32), rewards).decided)[data.train].sum()
+        ),
+        questions=len(questions),
+        unread=waiting,
+        fits=fits,
+        numbers=numbers * es,
+        population=population * es,
+        episodes=episodes,
+        seconds=round(seconds, 1),
+    )
+
+
+def encoder_of(recipe: Recipe) -> Encoder:
+    """The backbone of a recipe."""
+    about = recipe.backbone
+    if about.model in PACKAGED:
+        fetch(about.model)
+    return Encoder(about.model, system=about.system, layer=about.layer, plain=about.plain)
+
+
+def train_router(
+    recipe: Recipe,
+    *,
+    encoder: Encoder | None = None,
+    resume: bool = False,
+    progress: Callable[[Told], None] = lambda told: None,
+    stop: Callable[[], bool] = lambda: False,
+) -> Trained:
+    """Train a router and write its folder.
+
+    Args:
+        recipe: How.
+        encoder: The backbone; as the recipe says if None.
+        resume: Go on with an evolution that was stopped.
+        progress: Is told how it goes.
+        stop: Is asked now and then whether to stop: what is there is saved.
+
+    Raises:
+        LabelsError: If labels are missing or can't be read.
+        SearchError: If the evolution that is kept is of other labels or settings.
+        RecipeError: If an evolution is kept and is not to be gone on with.
+        KeyboardInterrupt: If it is stopped before there is a head.
+    """
+    encoder = encoder or encoder_of(recipe)
+    data = read_data(recipe.labels)
+    search = recipe.output / "search"
+    if search.exists() and not resume:
+        remedy = "--resume goes on with it, --anew begins again"
+        raise RecipeError(f"{search}: an evolution is kept there; {remedy}")
+    recipe.output.mkdir(parents=True, exist_ok=True)
+    began = time.monotonic()
+
+    def reading(done: int, total: int) -> None:
+        progress(Told("read", done, total))
+        if stop() and done < total:
+            raise KeyboardInterrupt
+
+    labels = data.labels
+    states = states_of(labels.tasks, encoder, recipe.kept_states, progress=reading)
+    read = time.monotonic()
+    examples = Examples(states, labels.means)
+    train, validation = examples.where(data.train), examples.where(data.validation)
+    with (recipe.output / METRICS).open("w", encoding="utf-8") as metrics:
+
+        def note(**row: Any) -> None:
+            metrics.write(json.dumps(row) + "\n")
+            metrics.flush()
+
+        fitted, best = None, "zero"
+        if "sft" in recipe.stages:
+            fitted = _sft(recipe, data, train, validation, note, progress, stop)
+            best = "sft"
+        gone = time.monotonic()
+        frame = fitted.frame if fitted else frame_of(train.states, recipe.sft.components[0])
+        kept, looks = None, list[Look]()
+        if "es" in recipe.stages:
+            kept, looks = _es(
+                recipe, data, encoder, frame, fitted, train, validation, note, progress, stop
+            )
+            best = best if kept.generation == 0 else "es"
+    roles = recipe.rewards == "runs" and recipe.runs.roles
+    weight = _weight(frame, fitted, kept)
+    head = Head(weight, labels.workers, roles)
+    finished = "es" not in recipe.stages or len(looks) >= recipe.es.generations
+    summary: dict[str, Any] = {
+        "tasks": {"training": len(train), "validation": len(validation)},
+        "validation": _rewards(weight[: len(labels.workers)], validation),
+        "best_single": float(validation.rewards.mean(axis=0).max()),
+        "oracle": float(validation.rewards.max(axis=1).mean()),
+        "best": best,
+        "seconds": {
+            "read": round(read - began, 1),
+            "sft": round(gone - read, 1),
+            "es": round(time.monotonic() - gone, 1),
+        },
+    }
+    if fitted:
+        summary["sft"] = {
+            **fitted.setting.model_dump(),
+            "sharpness": fitted.sharpness,
+            **_rewards(fitted.weight, validation),
+        }
+    if kept:
+        summary["es"] = {
+            "generations": len(looks),
+            "episodes": looks[-1].episodes if looks else 0,
+            "kept": kept.generation,
+            "validation": kept.validation,
+        }
+    record = {
+        "recipe": recipe.model_dump(mode="json", exclude={"labels", "output", "states"}),
+        "labels": data.digest,
+        **summary,
+    }
+    router = Router(head, encoder, training=record)
+    router.save(recipe.output)
+    _draw(recipe.output, data, examples, head, fitted, looks)
+    if finished and search.exists():
+        shutil.rmtree(search)
+    return Trained(router, finished, best, summary)
+
+
+def _sft(
+    recipe: Recipe,
+    data: Data,
+    train: Examples,
+    validation: Examples,
+    note: Callable[..., None],
+    progress: Callable[[Told], None],
+    stop: Callable[[], bool],
+) -> Fitted:
+    settings = recipe.sft
+    count = len(settings.taus) * len(settings.weight_decays) * len(settings.components)
+    done = 0
+
+    def tried(trial: Trial) -> None:
+        nonlocal done
+        done += 1
+        note(
+            stage="sft",
+            **trial.setting.model_dump(),
+            left_out=trial.left_out,
+            expected=trial.expected,
+        )
+        progress(Told("sft", done, count + 1, f"left out {trial.left_out or 0:.3f}"))
+        if stop():
+            raise KeyboardInterrupt
+
+    folds = wordings(data.tasks(data.train), settings.folds)
+    fitted = fit(train, validation, settings, folds=folds, report=tried)
+    for update in fitted.history:
+        note(stage="sft", **asdict(update))
+    progress(Told("sft", count + 1, count + 1))
+    return fitted
+
+
+def _es(
+    recipe: Recipe,
+    data: Data,
+    encoder: Encoder,
+    frame: Frame,
+    fitted: Fitted | None,
+    train: Examples,
+    validation: Examples,
+    note: Callable[..., None],
+    progress: Callable[[Told], None],
+    stop: Callable[[], bool],
+) -> tuple[Kept, list[Look]]:
+    labels, settings = data.labels, recipe.es
+    with ExitStack() as stack:
+        problem: Problem
+        if recipe.rewards == "runs":
+            pool = load_pool(recipe.runs.pool).only(*labels.workers)
+            if pool.names != labels.workers:
+                told = f"the pool's order is {', '.join(pool.names)}"
+                raise LabelsError(f"{told}, that of the labels {', '.join(labels.workers)}")
+            problem = RunProblem(
+                data.tasks(data.train),
+                data.tasks(data.validation),
+                pool,
+                encoder,
+                frame,
+                roles=recipe.runs.roles,
+                most_turns=recipe.runs.turns,
+                cache=stack.enter_context(CallCache(recipe.output / "calls.db")),
+                repeats=recipe.runs.repeats,
+                concurrency=recipe.runs.concurrency,
+                stop=stop,
+            )
+        else:
+            problem = LabelProblem(train, validation, frame, labels.scores[data.train])
+        start: Array = np.zeros((problem.rows, frame.basis.shape[1]), np.float32)
+        if fitted and settings.start == "sft":
+            start[: len(fitted.theta)] = fitted.theta
+        terms = {
+            "labels": data.digest,
+            "backbone": encoder.digest,
+            "settings": settings.model_dump(mode="json", exclude={"generations"}),
+            "runs": recipe.runs.model_dump(mode="json") if recipe.rewards == "runs" else None,
+            "seed": recipe.seed,
+            "start": sha256(start.tobytes()).hexdigest()[:16],
+        }
+
+        def heard(look: Look) -> None:
+            note(stage="es", **look.row(), fitness=look.fitness)
+            mean = f"fitness {np.mean(look.fitness):.3f}"
+            progress(Told("es", look.generation, settings.generations, mean))
+
+        return anyio.run(
+            partial(
+                evolve,
+                problem,
+                start,
+                settings,
+                seed=recipe.seed,
+                shelf=Shelf(recipe.output / "search", terms),
+                report=heard,
+                stop=stop,
+            )
+        )
+
+
+def _weight(frame: Frame, fitted: Fitted | None, kept: Kept | None) -> Array:
+    theta = kept.theta if kept else fitted.theta if fitted else None
+    assert theta is not None  # there is at least one stage
+    return np.ascontiguousarray(frame.head(theta), np.float32)
+
+
+def _rewards(weight: Array, examples: Examples) -> dict[str, float]:
+    return {
+        "picked": round(picked_reward(weight, examples), 4),
+        "expected": round(expected_reward(weight, examples), 4),
+    }
+
+
+def _draw(
+    folder: Path,
+    data: Data,
+    examples: Examples,
+    head: Head,
+    fitted: Fitted | None,
+    looks: Sequence[Look],
+) -> None:
+    """Draw what is to be seen, of tasks that were not trained on."""
+    kept = ~data.train
+    picks = head.logits(examples.states[kept]).argmax(axis=1)
+    families = [task.family for task in data.tasks(kept)]
+    drawn = {
+        "shares": pictures.shares(families, head.workers, picks),
+        "confusion": pictures.confusion(examples.rewards[kept], head.workers, picks),
+    }
+    if fitted:
+        drawn["loss"] = pictures.losses(fitted.history)
+    if looks:
+        drawn["fitness"] = pictures.fitness_curve(looks)
+        trail = list(Shelf(folder / "search", {}).trail())
+        if trail:
+            drawn["search"] = pictures.scatter(trail)
+    for name, figure in drawn.items():
+        for ending in ("svg", "png"):
+            (folder / f"{name}.{ending}").write_bytes(rendered(figure, ending))
+
+
+# --- a worker joins -------------------------------------------------------------------------------
+
+
+def add_worker(
+    router: Router,
+    labels: Labels,
+    newcomer: str,
+    folder: str | Path,
+    settings: Joining = Joining(),
+    *,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> tuple[Router, Joined]:
+    """Give a router one worker more, who was measured on the tasks of the others.
+
+    Args:
+        router: As it is, without roles.
+        labels: Of all workers, the newcomer among them.
+        newcomer: Its name.
+        folder: Where hidden states are kept.
+        settings: How its row is trained.
+        progress: Is told how many questions are read, of how many.
+
+    Raises:
+        LabelsError: If a worker of the router, or the newcomer, was not measured.
+        ValueError: If the router knows the newcomer already, or has roles.
+    """
+    head = router.head
+    if newcomer in head.workers:
+        raise ValueError(f"the router knows {newcomer} already; it is one of its workers")
+    if head.roles:
+        raise ValueError(
+            "the router has roles: labels of single picks can't tell what a worker does"
+        )
+    data = dealt(labels.only(*head.workers, newcomer).complete())
+    states = states_of(data.labels.tasks, router.encoder, folder, progress=progress)
+    examples = Examples(states, data.labels.means)
+    joined = join(
+        head.weight, examples.where(data.train), examples.where(data.validation), settings
+    )
+    weight = np.ascontiguousarray(joined.weight, np.float32)
+    record = {
+        **router.training,
+        "joined": [
+            *router.training.get("joined", []),
+            {
+                "worker": newcomer,
+                "labels": data.digest,
+                "settings": settings.model_dump(),
+                "moved": round(joined.moved, 4),
+                "share": round(joined.share, 4),
+                "before": round(joined.before, 4),
+                "after": round(joined.after, 4),
+            },
+        ],
+    }
+    return Router(Head(weight, data.labels.workers), router.encoder, training=record), joined

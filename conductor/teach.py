@@ -391,6 +391,141 @@ def eval(
             fail("the money ran out before all was tried; the same command goes on", FAILED)
 
 
+@train.command("router")
+def train_router(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A TOML file.")],
+    labels: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--labels", metavar="FOLDER", help="Labels to learn from, not those of the recipe."
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FOLDER", help="Where the router goes."),
+    ] = None,
+    stage: Annotated[
+        list[str] | None, typer.Option("--stage", metavar="sft|es", help="Only these stages.")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", metavar="N", min=0, help="Of all draws.")
+    ] = None,
+    change: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="As es.generations=20; may come again."),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with an evolution that was stopped.")
+    ] = False,
+    anew: Annotated[
+        bool, typer.Option("--anew", help="Forget an evolution that was stopped.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show recipe, counts and time; train nothing.")
+    ] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train a router by a recipe: read the questions, SFT on soft targets, evolution.
+
+    What is given here wins over the recipe. Ctrl-C stops after what is under way and saves it.
+    """
+    with _told():
+        from training import router_train
+
+        found = router_train.read_recipe(
+            recipe,
+            change or (),
+            labels=labels or None,
+            output=output,
+            stages=stage or None,
+            seed=seed,
+        )
+        encoder = router_train.encoder_of(found)
+        if dry_run:
+            _print_plan(found.model_dump(mode="json"), router_train.plan_of(found, encoder))
+            return
+        if anew:
+            router_train.forget(found)
+        with _stopping() as stop, _stages(Console(stderr=True, quiet=quiet)) as heard:
+            trained = router_train.train_router(
+                found, encoder=encoder, resume=resume, progress=heard, stop=stop
+            )
+        _print_trained(trained.summary)
+        say(str(found.output))
+        if not trained.finished:
+            tell(f"stopped; `conductor train router {recipe} --resume` goes on")
+            raise typer.Exit(INTERRUPTED)
+
+
+@router.command("add-worker")
+def add_worker(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A worker of the pool.")],
+    folder: Annotated[
+        Path, typer.Option("--router", metavar="FOLDER", help="The router that it joins.")
+    ],
+    labels: Annotated[
+        Path,
+        typer.Option(
+            "--labels",
+            metavar="FOLDER",
+            help="Labels of the others; the newcomer is asked the same, and its labels go there.",
+        ),
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FOLDER", help="Where the new router goes.")
+    ],
+    pool: PoolOption = None,
+    anchor: Annotated[
+        float,
+        typer.Option("--anchor", metavar="X", min=0, help="How firmly old decisions are held."),
+    ] = 1.0,
+    quiet: Quiet = False,
+) -> None:
+    """Teach a router one worker more: ask it what the others were asked, train its row."""
+    import anyio
+
+    from .config import load_pool
+    from .router import Router
+
+    with _told():
+        from training import labels as on_file
+        from training.router_sft import Joining
+        from training.router_train import add_worker as joined_by
+
+        console = Console(stderr=True, quiet=quiet)
+        known = Router.load(folder)
+        team = load_pool(pool, remark).only(name)
+        manifest = on_file.read_manifest(labels)
+        tasks = on_file.read(labels).tasks
+        # Its terms are those of the others: as many repeats, the same seed.
+        repeats, seed = int(manifest["repeats"]), int(manifest.get("seed", 0))
+        wanted = on_file.order(tasks, team, folder=labels, repeats=repeats, seed=seed)
+        with _measuring(wanted, console) as heard:
+            anyio.run(
+                lambda: on_file.collect(
+                    tasks, team, folder=labels, repeats=repeats, seed=seed, progress=heard
+                )
+            )
+        told = on_file.read(labels)
+        with _stages(console) as stages:
+            from training.router_train import Told
+
+            taught, found = joined_by(
+                known,
+                told,
+                name,
+                folder / "states",
+                Joining(anchor=anchor),
+                progress=lambda done, total: stages(Told("read", done, total)),
+            )
+        taught.save(output)
+        say(
+            f"{name} gets {found.share:.1%} of the validation tasks; {found.moved:.1%} moved among "
+            f"the others; reward {found.before:.3f} before, {found.after:.3f} with it"
+        )
+        say(str(output))
+
+
 COMMANDS: tuple[Callable[..., None], ...] = (tasks, labels, eval)
 GROUPS = {"train": train, "router": router}
 """Groups of commands; one is offered as soon as it has a command."""
@@ -400,18 +535,118 @@ GROUPS = {"train": train, "router": router}
 
 
 @contextmanager
+def _stopping() -> Iterator[Callable[[], bool]]:
+    """Have Ctrl-C and SIGTERM ask for a stop; a second Ctrl-C stops at once."""
+    import signal
+
+    asked = False
+
+    def ask(number: int, frame: object) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+        tell("stopping after what is under way; again to stop at once")
+
+    before = {each: signal.signal(each, ask) for each in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: asked
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
+@contextmanager
+def _stages(console: Console) -> Iterator[Callable[[Any], None]]:
+    """Show how far training is: a bar a stage in a terminal, its end elsewhere."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    names = {"read": "reading questions", "sft": "SFT", "es": "evolution"}
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
+    live = Progress(
+        *columns,
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[text]}"),
+        console=console,
+        disable=console.quiet or not console.is_terminal,
+    )
+    bars: dict[str, Any] = {}
+
+    def heard(told: Any) -> None:
+        if told.stage not in bars:
+            bars[told.stage] = live.add_task(names[told.stage], total=told.total, text="")
+        live.update(bars[told.stage], completed=told.done, total=told.total, text=told.text)
+        if live.disable and not console.quiet and told.done == told.total:
+            remark(f"{names[told.stage]}: {told.done:,} {told.text}".rstrip())
+
+    with live:
+        yield heard
+
+
+def _print_plan(recipe: dict[str, Any], plan: Any) -> None:
+    """Print a recipe as TOML, and what it will take."""
+    import json
+
+    def lines(table: dict[str, Any], prefix: str = "") -> Iterator[str]:
+        tables = {key: value for key, value in table.items() if isinstance(value, dict)}
+        for key, value in table.items():
+            if value is not None and key not in tables:
+                yield f"{key} = {json.dumps(value, ensure_ascii=False)}"
+        for key, value in tables.items():
+            yield f"\n[{prefix}{key}]"
+            yield from lines(value, f"{prefix}{key}.")
+
+    say("\n".join(lines(recipe)))
+    say(f"\nworkers: {', '.join(plan.workers)}")
+    say(
+        f"tasks: {plan.training:,} to train on ({plan.ties:,} of them ties), "
+        f"{plan.validation:,} to validate, {plan.shown:,} for pictures only"
+    )
+    say(f"questions to read: {plan.unread:,} of {plan.questions:,}; heads to fit: {plan.fits:,}")
+    if plan.episodes:
+        heads = f"{plan.population} heads of {plan.numbers:,} numbers"
+        say(f"evolution: {heads}, {plan.episodes:,} episodes")
+    say(f"about {plan.seconds:,.0f} s, beside runs of models. Nothing was trained.")
+
+
+def _print_trained(summary: Any) -> None:
+    table = _table("on validation", "picked", "expected")
+    table.add_row("best single worker", f"{summary['best_single']:.3f}", "")
+    if "sft" in summary:
+        row = summary["sft"]
+        table.add_row("SFT", f"{row['picked']:.3f}", f"{row['expected']:.3f}")
+    row = summary["validation"]
+    table.add_row(
+        Text(f"saved ({summary['best']})", "bold"), f"{row['picked']:.3f}", f"{row['expected']:.3f}"
+    )
+    table.add_row("oracle", f"{summary['oracle']:.3f}", "")
+    Console(highlight=False).print(table)
+    took = summary["seconds"]
+    remark(f"seconds: reading {took['read']}, SFT {took['sft']}, evolution {took['es']}")
+
+
+@contextmanager
 def _told() -> Iterator[None]:
     """End the command with what is wrong, where that is no bug."""
     try:
         from training.evaluate import EvaluationError
         from training.graders import GraderError
         from training.labels import LabelsError
+        from training.router_evolve import SearchError
+        from training.states import StatesError
         from training.tasks import TaskError
     except ModuleNotFoundError as error:
         fail(f"{error.name} is not installed: pip install 'conductor-lm[train]'")
     try:
         yield
-    except (EvaluationError, GraderError, LabelsError, TaskError) as error:
+    except (
+        EvaluationError,
+        GraderError,
+        LabelsError,
+        SearchError,
+        StatesError,
+        TaskError,
+    ) as error:
         fail(str(error))
 
 

@@ -12,7 +12,6 @@ from training.graders import Exact
 from training.router_sft import (
     SFT,
     Examples,
-    controls,
     descend,
     fit,
     join,
@@ -170,10 +169,17 @@ def test_controls_spoil_what_they_say() -> None:
 
 
 def test_both_negative_controls_fall_to_chance() -> None:
-    """Nothing is learned where there is nothing to learn."""
-    found = controls(world(300), world(100, seed=1), world(300, seed=2), seeds=range(4))
+    """Shuffled labels leave the best single worker, permuted workers a random one."""
+    train, validation, test = world(300), world(100, seed=1), world(300, seed=2)
+    honest = picked_reward(fit(train, validation, QUICK).weight, test)
+    single = test.rewards[:, train.rewards.mean(axis=0).argmax()].mean()
+    chances = ((shuffled_labels, single), (permuted_workers, test.rewards.mean()))
 
-    assert [control.name for control in found] == ["shuffled labels", "permuted workers"]
-    for control in found:
-        assert control.honest > 0.85
-        assert control.picked < control.chance + 0.12 < control.honest - 0.3
+    for spoil, chance in chances:
+        got = []
+        for seed in range(4):
+            first, second = (
+                Examples(each.states, spoil(each.rewards, seed)) for each in (train, validation)
+            )
+            got.append(picked_reward(fit(first, second, QUICK).weight, test))
+        assert np.mean(got) < chance + 0.12 < honest - 0.3

@@ -313,6 +313,11 @@ def plan_of(recipe: Recipe, encoder: Encodes) -> Plan:
     )
 
 
+def forget(recipe: Recipe) -> None:
+    """Forget an evolution that was stopped."""
+    shutil.rmtree(recipe.output / "search", ignore_errors=True)
+
+
 def encoder_of(recipe: Recipe) -> Encoder:
     """The backbone of a recipe."""
     about = recipe.backbone

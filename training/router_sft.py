@@ -59,10 +59,8 @@ class SFT(BaseModel):
     """Weight of a task on which all workers score the same; 0 leaves it out."""
     most_updates: int = Field(default=100, ge=1)
     """Steps of the optimiser at most."""
-    look_every: int = Field(default=5, ge=1)
-    """Steps from one look at validation to the next."""
-    patience: int = Field(default=4, ge=1)
-    """Looks without improvement after which training stops."""
+    patience: int = Field(default=8, ge=1)
+    """Steps without a smaller loss on validation after which training stops."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,7 +105,7 @@ class Setting(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """One look at how training goes."""
+    """One step of the optimiser."""
 
     update: int
     loss: float
@@ -301,19 +299,18 @@ def _fit(
         weights[kept],
         np.zeros((int(kept.sum()), workers), np.float32),
         setting.weight_decay,
-        every=settings.look_every,
+        every=1,
     )
-    looks = max(1, settings.most_updates // settings.look_every)
-    for look, (theta, loss) in zip(range(1, looks + 1), steps, strict=False):
+    for update, (theta, loss) in zip(range(1, settings.most_updates + 1), steps, strict=False):
         weight = frame.head(theta)
         against = _kl(soft, softmax(checked.states @ weight.T))
         found = expected_reward(weight, validation), picked_reward(weight, validation)
-        history.append(Update(look * settings.look_every, loss, against, *found))
+        history.append(Update(update, loss, against, *found))
         if best is None or against < best[0] - 1e-5:
             best, patience = (against, theta), settings.patience
         elif not (patience := patience - 1):
             break
-    assert best is not None  # there is at least one look
+    assert best is not None  # there is at least one update
     return Fitted(best[1], frame, setting, tuple(history))
 
 

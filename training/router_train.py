@@ -103,6 +103,8 @@ class Recipe(_Table):
     stages: tuple[Literal["sft", "es"], ...] = ("sft", "es")
     rewards: Literal["labels", "runs"] = "labels"
     """What evolution is rewarded by: measured labels, or runs of the real Conductor."""
+    pictures: bool = True
+    """Whether to draw; it takes matplotlib."""
     backbone: Backbone = Backbone()
     sft: SFT = SFT()
     es: Evolution = Evolution()
@@ -422,7 +424,8 @@ def train_router(
     }
     router = Router(head, encoder, training=record)
     router.save(recipe.output)
-    _draw(recipe.output, data, examples, head, fitted, looks)
+    if recipe.pictures:
+        _draw(recipe.output, data, examples, head, fitted, looks)
     if finished and search.exists():
         shutil.rmtree(search)
     return Trained(router, finished, best, summary)
@@ -565,8 +568,7 @@ def _draw(
         if trail:
             drawn["search"] = pictures.scatter(trail)
     for name, figure in drawn.items():
-        for ending in ("svg", "png"):
-            (folder / f"{name}.{ending}").write_bytes(rendered(figure, ending))
+        (folder / f"{name}.svg").write_bytes(rendered(figure, "svg"))
 
 
 # --- a worker joins -------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from conductor.config import EMBEDDED_MODEL, load_pool
-from conductor.prompt import ROUTER_SYSTEM
+from conductor.prompt import ROUTER_FRAME, ROUTER_LEAD, ROUTER_SYSTEM
 from conductor.router import MOST_TURNS, Encoder, Head, Router
 from runtime import PACKAGED, CallCache, fetch
 
@@ -73,6 +73,10 @@ class Backbone(_Table):
     model: str = EMBEDDED_MODEL
     """A packaged model, a folder, or a causal LM of the Hugging Face hub."""
     system: str = ROUTER_SYSTEM
+    frame: str = ROUTER_FRAME
+    """The user message, with ``{question}`` where the question goes."""
+    lead: str = ROUTER_LEAD
+    """The beginning of a reply, behind which the state is read."""
     layer: int = -1
     plain: bool = False
 
@@ -325,7 +329,14 @@ def encoder_of(recipe: Recipe) -> Encoder:
     about = recipe.backbone
     if about.model in PACKAGED:
         fetch(about.model)
-    return Encoder(about.model, system=about.system, layer=about.layer, plain=about.plain)
+    return Encoder(
+        about.model,
+        system=about.system,
+        frame=about.frame,
+        lead=about.lead,
+        layer=about.layer,
+        plain=about.plain,
+    )
 
 
 def train_router(

@@ -5,66 +5,74 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
-import sys
+import shlex
 import tomllib
 from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from conductor import Encoder, Head, Router
-from runtime import LocalModel, PoolFile
+from conductor.cli import app
+from runtime import PoolFile
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "router.md").read_text(encoding="utf-8")
-BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Path:
-    """A folder with the router of the page: untrained, on a tiny backbone, for the embedded pool.
-
-    Only the Python that names the packaged model as its backbone reads with that.
-    """
+    """A folder with the router of the page, untrained, and a pool; both on a tiny model."""
     folder = tmp_path_factory.mktemp("router")
+    names = ("brief", "creative", "steady")
     weight = np.random.default_rng(0).normal(size=(3, 32)).astype(np.float32)
-    head = Head(weight, ("brief", "creative", "steady"))
-    encoder = Encoder(LocalModel(str(tiny_folder)), system="s", most_tokens=200)
-    Router(head, encoder).save(folder / "runs" / "router")
+    Router(Head(weight, names), Encoder(str(tiny_folder), most_tokens=200)).save(
+        folder / "runs" / "router"
+    )
+    worker = f'kind = "local"\nmodel = "{tiny_folder}"\nmax_tokens = 4\n'
+    pool = "".join(f"[workers.{name}]\n{worker}" for name in names)
+    (folder / "conductor.toml").write_text(pool, encoding="utf-8")
     return folder
 
 
+@pytest.fixture(autouse=True)
+def there(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every block runs in that folder."""
+    monkeypatch.chdir(folder)
+
+
 @pytest.mark.parametrize(
-    ("kind", "code"), [block for block in BLOCK.findall(PAGE) if block[0] in ("sh", "python")]
+    "line", [line for kind, code in BLOCKS if kind == "sh" for line in code.splitlines()]
 )
-def test_every_block_runs(kind: str, code: str, folder: Path) -> None:
-    env = {
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.defpath}",
-        "PYTHONPATH": str(ROOT),
-        "HOME": str(Path.home()),
-        "CONDUCTOR_JOURNAL": "off",
-        "COLUMNS": "100",
-    }
-    if "CONDUCTOR_CACHE" in os.environ:
-        env["CONDUCTOR_CACHE"] = os.environ["CONDUCTOR_CACHE"]
-    call = ["sh", "-ec", code] if kind == "sh" else [sys.executable, "-c", code]
+def test_every_command_runs(line: str) -> None:
+    words = shlex.split(line)
 
-    done = subprocess.run(call, cwd=folder, env=env, capture_output=True, text=True, timeout=300)
+    done = CliRunner().invoke(app, words[1:], catch_exceptions=False)
 
-    assert done.returncode == 0, done.stderr
-    if "conductor route" in code:
-        rows = done.stdout.split("{")[0].splitlines()
-        assert sorted(row.split()[0] for row in rows) == ["brief", "creative", "steady"]
-    elif "route(" in code:
-        assert done.stdout.split()[0] in ("creative", "steady")
-        assert "Pick(worker=" in done.stdout
-    elif "save(" in code:
-        assert Router.load(folder / "runs" / "zeros").head.workers == ("brief", "steady")
+    assert (words[0], done.exit_code) == ("conductor", 0), done.stderr
+    if words[1] == "route" and "--json" not in words:
+        rows = [row.split()[0] for row in done.stdout.splitlines()]
+        assert sorted(rows) == ["brief", "creative", "steady"]
+    elif words[1] == "run":
+        assert "Router · " in done.stderr
+
+
+@pytest.mark.parametrize("code", [code for kind, code in BLOCKS if kind == "python"])
+def test_the_python_runs(code: str, capsys: pytest.CaptureFixture[str]) -> None:
+    exec(compile(code, "docs/router.md", "exec"), {})
+
+    told = capsys.readouterr().out
+    if "route(" in code:
+        assert told.split()[0] in ("creative", "steady")
+        assert "Pick(worker=" in told
+    else:
+        assert Router.load("runs/zeros").head.workers == ("brief", "steady")
 
 
 def test_the_setting_of_pool_files_is_one() -> None:
-    text = next(code for kind, code in BLOCK.findall(PAGE) if kind == "toml")
+    text = next(code for kind, code in BLOCKS if kind == "toml")
     data = tomllib.loads(text)
 
     file = PoolFile.parse('[workers.x]\nkind = "local"\n' + text, "pool.toml")

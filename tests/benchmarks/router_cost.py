@@ -30,7 +30,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from conductor import Encoder, Head, Router
 from conductor.prompt import router_messages
-from runtime import Call, LocalModel, Sampling, fetch, prompt_ids
+from runtime import Call, LocalModel, Sampling, fetch, reading_ids
 from training.families import FAMILIES
 from training.tasks import draw
 
@@ -84,7 +84,7 @@ class Bench:
 
     def prompt(self, query: str) -> list[int]:
         """What the router reads of a query."""
-        return prompt_ids(self.tokenizer, router_messages(query))
+        return reading_ids(self.tokenizer, router_messages(query))
 
     def embed(self, queries: Sequence[str]) -> np.ndarray:
         """Whom the nearest centroid would pick."""
@@ -95,7 +95,7 @@ class Bench:
 
     def one_token(self, which: str, query: str) -> None:
         """Read the prompt and generate one token."""
-        call = Call(router_messages(query), Sampling(temperature=0, max_tokens=1))
+        call = Call(router_messages(query, lead=""), Sampling(temperature=0, max_tokens=1))
         anyio.run(self.answering[which].complete, call)
 
 

@@ -48,9 +48,10 @@ Sources = Annotated[
     list[str],
     typer.Argument(
         metavar="TASKS...",
-        help="Families (`conductor tasks` lists them), [bold]all[/bold] of them, "
-        "[bold]gym:NAME[/bold] of reasoning-gym, [bold]hub:NAME[/bold] of the Hugging Face hub, "
-        "or JSONL files.",
+        help="Families (`conductor tasks` lists them), [bold]all[/bold] of them, those that "
+        "deciders are [bold]trained[/bold] on, the [bold]reserved[/bold] ones, "
+        "[bold]chains[/bold], [bold]gym:NAME[/bold] of reasoning-gym, [bold]hub:NAME[/bold] of "
+        "the Hugging Face hub, or JSONL files.",
     ),
 ]
 SplitOption = Annotated[

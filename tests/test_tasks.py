@@ -229,6 +229,9 @@ def test_sources_are_taken_by_name(tmp_path: Path) -> None:
     assert {each.split for each in found} == {Split.TRAIN}
     assert found[:4] == gather(["addition"], 4)  # more of them begin with the same
     everything = gather(["all"], 2)
+    assert gather(["trained", "reserved", "chains"], 2, seed=5) == sorted(
+        gather(["all"], 2, seed=5), key=lambda each: (each.family in CHAINS, each.reserved)
+    )
     assert {each.family for each in everything} == {*FAMILIES, *CHAINS}
 
 

@@ -406,8 +406,9 @@ def gather(
     """Take tasks from sources by name, each once.
 
     Args:
-        sources: Families or chains (``addition``), ``all`` of these, ``gym:NAME`` of
-            reasoning-gym, ``hub:NAME`` of the Hugging Face hub, or JSONL files.
+        sources: Families or chains (``addition``), ``all`` of these, the families that deciders
+            are ``trained`` on, the ``reserved`` ones, ``chains``, ``gym:NAME`` of reasoning-gym,
+            ``hub:NAME`` of the Hugging Face hub, or JSONL files.
         count: Most tasks of each family or source; those that have fewer give what they have.
         split: Of which split.
         wording: Phrasings of our own families.
@@ -452,8 +453,14 @@ def _taken(
     source: str, count: int, split: Split, wording: Wording, seed: int, columns: Columns
 ) -> list[Task]:
     own = [*FAMILIES, *CHAINS]
-    if source == "all" or source in own:
-        names = own if source == "all" else [source]
+    sets = {
+        "all": own,
+        "trained": [each.name for each in FAMILIES.values() if not each.reserved],
+        "reserved": [each.name for each in FAMILIES.values() if each.reserved],
+        "chains": list(CHAINS),
+    }
+    if source in sets or source in own:
+        names = sets.get(source, [source])
         return [
             each
             for name in names
@@ -475,7 +482,7 @@ def _taken(
         )
     if source.endswith((".jsonl", ".json")) or Path(source).is_file():
         return [each for each in read_jsonl(source) if each.split is split][:count]
-    told = f"{', '.join(own)}; or all, gym:NAME, hub:NAME, FILE.jsonl"
+    told = f"{', '.join(own)}; or {', '.join(sets)}, gym:NAME, hub:NAME, FILE.jsonl"
     raise TaskError(f"no tasks are called {source!r}; there are: {told}")
 
 

@@ -465,11 +465,12 @@ def add_worker(
         Path, typer.Option("--router", metavar="FOLDER", help="The router that it joins.")
     ],
     labels: Annotated[
-        Path,
+        list[Path],
         typer.Option(
             "--labels",
             metavar="FOLDER",
-            help="Labels of the others; the newcomer is asked the same, and its labels go there.",
+            help="Labels of the others, of both splits; may come again. The newcomer is asked the "
+            "same, and its labels go there.",
         ),
     ],
     output: Annotated[
@@ -483,37 +484,24 @@ def add_worker(
     quiet: Quiet = False,
 ) -> None:
     """Teach a router one worker more: ask it what the others were asked, train its row."""
-    import anyio
-
     from .config import load_pool
     from .router import Router
 
     with _told():
         from training import labels as on_file
         from training.router_sft import Joining
+        from training.router_train import Told, merged
         from training.router_train import add_worker as joined_by
 
         console = Console(stderr=True, quiet=quiet)
-        known = Router.load(folder)
         team = load_pool(pool, remark).only(name)
-        manifest = on_file.read_manifest(labels)
-        tasks = on_file.read(labels).tasks
-        # Its terms are those of the others: as many repeats, the same seed.
-        repeats, seed = int(manifest["repeats"]), int(manifest.get("seed", 0))
-        wanted = on_file.order(tasks, team, folder=labels, repeats=repeats, seed=seed)
-        with _measuring(wanted, console) as heard:
-            anyio.run(
-                lambda: on_file.collect(
-                    tasks, team, folder=labels, repeats=repeats, seed=seed, progress=heard
-                )
-            )
-        told = on_file.read(labels)
+        known = Router.load(folder).on(team)
+        for each in labels:
+            _ask_newcomer(each, team, console)
         with _stages(console) as stages:
-            from training.router_train import Told
-
             taught, found = joined_by(
                 known,
-                told,
+                merged([on_file.read(each) for each in labels]),
                 name,
                 folder / "states",
                 Joining(anchor=anchor),
@@ -533,6 +521,24 @@ GROUPS = {"train": train, "router": router}
 
 
 # --- parts of the commands ---------------------------------------------------------------------
+
+
+def _ask_newcomer(folder: Path, team: Pool, console: Console) -> None:
+    """Ask a newcomer what the others of a folder of labels were asked, on the same terms."""
+    import anyio
+
+    from training import labels as on_file
+
+    manifest = on_file.read_manifest(folder)
+    tasks = on_file.read(folder).tasks
+    repeats, seed = int(manifest["repeats"]), int(manifest.get("seed", 0))
+    wanted = on_file.order(tasks, team, folder=folder, repeats=repeats, seed=seed)
+    with _measuring(wanted, console) as heard:
+        anyio.run(
+            lambda: on_file.collect(
+                tasks, team, folder=folder, repeats=repeats, seed=seed, progress=heard
+            )
+        )
 
 
 @contextmanager

@@ -46,9 +46,9 @@ class SFT(BaseModel):
 
     taus: tuple[float, ...] = Field(default=(0.1, 0.3, 1.0), min_length=1)
     """Temperatures of the targets; the best one is taken."""
-    weight_decays: tuple[float, ...] = Field(default=(1e-2, 1e-1), min_length=1)
+    weight_decays: tuple[float, ...] = Field(default=(1e-3, 1e-2), min_length=1)
     """Factors of half the squared weights, in the frame; likewise."""
-    components: tuple[int, ...] = Field(default=(32, 64), min_length=1)
+    components: tuple[int, ...] = Field(default=(8, 12, 16, 32), min_length=1)
     """Directions of the frame, see :func:`training.states.frame_of`; likewise."""
     choose_by: Literal["wordings", "validation"] = "wordings"
     """The best: by picked reward on wordings that were left out, or by expected reward on the
@@ -234,19 +234,26 @@ def fit(
         )
     ]
     chosen, trials = choices[0], list[Trial]()
-    frames = {each: frame_of(train.states, each) for each in settings.components}
     if settings.choose_by == "validation" or folds is None or len(set(folds.tolist())) < 2:
         folds = None
+    everything = np.ones(len(train), bool)
+    left = [] if folds is None else [folds == fold for fold in sorted(set(folds.tolist()))]
+
+    @cache
+    def frame(components: int, without: int) -> Frame:
+        """That of the tasks outside a fold, or of all for -1."""
+        return frame_of(train.states[everything if without < 0 else ~left[without]], components)
+
     for setting in choices if len(choices) > 1 else []:
         left_out = None
-        fitted = _fit(train, validation, settings, setting, frames[setting.components])
-        if folds is not None:
+        fitted = _fit(train, validation, settings, setting, frame(setting.components, -1))
+        if left:
             got = 0.0
-            for fold in set(folds.tolist()):
-                part, rest = train.where(folds == fold), train.where(folds != fold)
+            for at, fold in enumerate(left):
+                part, rest = train.where(fold), train.where(~fold)
                 if rest.decided.any():
-                    frame = frames[setting.components]
-                    tried = _fit(rest, validation, settings, setting, frame)
+                    seen = frame(setting.components, at)
+                    tried = _fit(rest, validation, settings, setting, seen)
                     got += picked_reward(tried.weight, part) * len(part)
             left_out = got / len(train)
         trial = Trial(setting, left_out, expected_reward(fitted.weight, validation))
@@ -260,7 +267,7 @@ def fit(
 
     if trials:
         chosen = max(trials, key=merit).setting
-    best = _fit(train, validation, settings, chosen, frames[chosen.components])
+    best = _fit(train, validation, settings, chosen, frame(chosen.components, -1))
     return replace(_sharpened(best, validation, min(settings.taus)), trials=tuple(trials))
 
 
@@ -389,9 +396,9 @@ class Joining(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    tau: float = Field(default=0.3, gt=0)
+    tau: float = Field(default=1.0, gt=0)
     weight_decay: float = Field(default=1e-2, ge=0)
-    components: int = Field(default=32, ge=1)
+    components: int = Field(default=16, ge=1)
     anchor: float = Field(default=1.0, ge=0)
     """Weight of keeping the decisions between the others."""
     updates: int = Field(default=60, ge=1)

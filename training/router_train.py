@@ -214,10 +214,15 @@ def read_data(folders: Sequence[Path]) -> Data:
     Raises:
         LabelsError: If there are none, or no task is left to train on or to validate with.
     """
-    found = on_file.read(folders[0])
-    for folder in folders[1:]:
-        found = found.merged(on_file.read(folder))
-    return dealt(found.complete())
+    return dealt(merged([on_file.read(folder) for folder in folders]).complete())
+
+
+def merged(labels: Sequence[Labels]) -> Labels:
+    """Join labels of the same workers on different tasks."""
+    found, *others = labels
+    for each in others:
+        found = found.merged(each)
+    return found
 
 
 def dealt(labels: Labels) -> Data:

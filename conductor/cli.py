@@ -742,6 +742,8 @@ def _for_every_run(file: Path | None) -> list[str]:
         told.append(f"{settings.rounds} rounds")
     if settings.fallback:
         told.append(f"fallback {', '.join(settings.fallback)}")
+    if settings.router:
+        told.append(f"router {settings.router}")
     return [f"every run: {', '.join(told)}"] if told else []
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from conductor import Budget, Conductor, Encoder, Head, Router, RouterError
+from conductor.router import role_probabilities
 from conductor.show import show
 from runtime import (
     ROLES,
@@ -31,6 +32,7 @@ from runtime import (
     Role,
     Run,
     RunState,
+    Sampling,
     States,
     StepFinished,
     WorkerError,
@@ -231,6 +233,47 @@ def test_a_pool_file_may_name_its_router(tmp_path: Path, tiny_folder: Path) -> N
 
 
 # -- turns ---------------------------------------------------------------------------------------
+
+
+async def test_real_states_draw_real_roles(tiny_folder: Path) -> None:
+    """Turn after turn the random model reads the ideas so far, and answers in its role."""
+    weight = np.random.default_rng(5).normal(size=(5, 32)).astype(np.float32)
+    encoder = Encoder(str(tiny_folder), system="s", frame="{question}", lead="")
+    router = Router(Head(weight, ("ann", "bob"), roles=True), encoder, sample=True, seed=4, turns=3)
+    workers = [
+        LocalWorker(name, encoder.model, sampling=Sampling(temperature=0.0, max_tokens=4))
+        for name in ("ann", "bob")
+    ]
+
+    run = await Conductor(Pool(workers), router=router).arun("Why?")
+
+    state = (await encoder.astates(["Why?"])).vectors
+    pick = run.rounds[0].pick
+    assert pick is not None
+    assert list(pick.roles.values()) == pytest.approx(role_probabilities(router.head, state)[0])
+    assert [str(role) for role in ROLES] == list(pick.roles)
+    await check_again(run)
+
+
+async def test_a_router_from_a_folder_goes_on_where_it_is_named(
+    tmp_path: Path, tiny_folder: Path
+) -> None:
+    """The run knows its router's folder, so that `conductor resume` needs no word of it."""
+    head = Head(np.zeros((3, 32), np.float32), NAMES)
+    Router(head, Encoder(str(tiny_folder), system="s")).save(tmp_path / "r")
+    journal, team = Journal(tmp_path / "journal.db"), Team()
+    router = Router.load(tmp_path / "r")
+    first = await Conductor(team.pool(), router=router, journal=journal).arun(
+        "Why?", budget=Budget(calls=0)
+    )
+
+    run = await Conductor(team.pool(), journal=journal).aresume(first.id, budget=Budget())
+
+    assert (first.answer, first.router) == (None, str(tmp_path / "r"))
+    assert (run.answer, run.source) == ("ann did it", PlanSource.ROUTER)
+    assert run.rounds[0].pick == first.rounds[0].pick
+    await check_again(run)
+    journal.close()
 
 
 async def test_turns_follow_the_rules_and_the_record_tells_them() -> None:

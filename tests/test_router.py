@@ -112,6 +112,28 @@ def test_a_pick_with_the_packaged_model_reads_one_prompt(small_model: LocalModel
     assert 60 < pick.tokens < 110
 
 
+@pytest.mark.anyio
+async def test_readings_come_between_two_tokens_of_the_quick_engine_too(
+    small_model: LocalModel,
+) -> None:
+    """Its callback runs in a thread of its own, in which the backbone reads then."""
+    call = Call((Message("user", "Name a colour."),), Sampling(temperature=0.0, max_tokens=12))
+    encoder, reading = Encoder(small_model), anyio.Event()
+    alone = (await small_model.complete(call)).text
+    texts: list[str] = []
+
+    async def answer() -> None:
+        texts.append((await small_model.complete(call, lambda text: reading.set())).text)
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(answer)
+        await reading.wait()
+        between = (await encoder.astates(QUERIES[:1])).vectors
+
+    assert texts == [alone]
+    np.testing.assert_allclose(between, (await encoder.astates(QUERIES[:1])).vectors, atol=1e-4)
+
+
 # -- hidden states of any model ------------------------------------------------------------------
 
 

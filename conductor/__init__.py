@@ -82,6 +82,9 @@ from runtime import (
     Terms,
     Tool,
     ToolCall,
+    ToolError,
+    ToolResult,
+    ToolTurn,
     Usage,
     Worker,
     WorkerError,
@@ -91,6 +94,7 @@ from runtime import (
     marks,
     replay,
     run_plan,
+    suspended_run,
 )
 
 from .config import embedded_pool, load_pool
@@ -158,6 +162,9 @@ __all__ = [
     "Terms",
     "Tool",
     "ToolCall",
+    "ToolError",
+    "ToolResult",
+    "ToolTurn",
     "Topology",
     "Usage",
     "Worker",
@@ -192,6 +199,7 @@ __all__ = [
     "replay",
     "run_plan",
     "single",
+    "suspended_run",
     "to_dot",
     "to_mermaid",
     "to_png",

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import replace
@@ -37,6 +45,10 @@ from runtime import (
     StepDelta,
     StepResult,
     StepState,
+    Tool,
+    ToolChoice,
+    ToolResult,
+    ToolSteps,
     Worker,
     WorkerError,
     WorkerPicked,
@@ -119,6 +131,9 @@ class Conductor:
         rounds: int | None = None,
         steps: int | None = None,
         fallback: Sequence[str] | None = None,
+        tools: Sequence[Tool] = (),
+        tool_choice: ToolChoice = None,
+        tool_steps: ToolSteps = "last",
         traceparent: str = "",
         on_event: Emit = no_listener,
     ) -> Run:
@@ -142,6 +157,11 @@ class Conductor:
             steps: Longest plan that the Conductor model is asked for, if that is less than the
                 pool allows.
             fallback: Workers that stand in for any that fails; as the pool says if None.
+            tools: What workers may ask you to do. If one does, the run ends suspended: see its
+                ``open_calls``, and give :meth:`aresume` the results.
+            tool_choice: ``"none"``, ``"auto"``, ``"required"``, or an object that names a tool.
+            tool_steps: Whether the last step alone may use the tools, or all may. That a tool has
+                to be called always concerns the last step alone, and its first turn.
             traceparent: What the run is a part of, for telemetry; see :meth:`Telemetry.follow`.
             on_event: Gets every event as it happens.
 
@@ -160,6 +180,9 @@ class Conductor:
             raise ValueError("both a plan and a worker are given; give one of them")
         pool = self._pool(only, without, tags, without_tags)
         planner = self._planner_for(pool).shortened(steps)
+        if tools:
+            call = Call((Message("user", query),)) if isinstance(query, str) else query
+            query = replace(call, tools=tuple(tools), tool_choice=tool_choice)
         text, asked = _read(query)
         source = PlanSource.CONDUCTOR
         if plan is not None:
@@ -180,6 +203,7 @@ class Conductor:
             budget=budget,
             rounds=rounds,
             fallback=fallback,
+            tool_steps=tool_steps,
             traceparent=traceparent,
         )
 
@@ -239,24 +263,34 @@ class Conductor:
         self,
         run: str,
         *,
+        tool_results: Mapping[str, str] | Iterable[ToolResult] = (),
+        asked: Call | None = None,
         budget: Budget | None = None,
         force: bool = False,
         on_event: Emit = no_listener,
     ) -> Run:
-        """Go on with a run of the journal that was stopped: no finished call is made again.
+        """Go on with a run of the journal that was stopped or waits for tools.
 
-        Steps that had failed are tried again, and so is planning that had come to nothing.
+        No finished call is made again. Steps that had failed are tried again, and so is planning
+        that had come to nothing. Steps go on whose calls of tools all have their results; the run
+        is suspended again if others wait on. A result that the run has already changes nothing, so
+        what was interrupted can be sent again.
 
         Args:
             run: Id of the run, or the beginning of it.
-            budget: What it may take from now on; as it was if None.
+            tool_results: What came of calls of tools, by the ids of the calls.
+            asked: Which tools there are from now on, and how the answer is to be decoded; as before
+                if None. Its messages count for nothing.
+            budget: What it may take from now on; as it was if None, and what is left of its
+                seconds if it was suspended.
             force: Also if another process seems to work at it.
             on_event: Gets the events from now on.
 
         Returns:
-            The whole run; as it is if it had ended with an answer.
+            The whole run; as it is if it had ended with an answer, or waits for other results.
 
         Raises:
+            ToolError: If the run does not wait for one of the results.
             JournalError: If there is no such run, or another process works at it.
             PoolError: If the pool lacks a worker of the run, or has them in another order: the
                 numbers in what the planner wrote would mean others.
@@ -265,7 +299,13 @@ class Conductor:
         journal = self._journal()
         record = journal.record(run)
         past = record.run
+        if isinstance(tool_results, Mapping):
+            tool_results = [ToolResult(call, text) for call, text in tool_results.items()]
+        results = [ToolResult(mended(each.call), mended(each.text)) for each in tool_results]
+        new = record.missing(results)
         if past.state in (RunState.DONE, RunState.PLANNED):
+            return past
+        if past.state is RunState.SUSPENDED and not new:
             return past
         pool = self.pool.only(*past.workers)
         if pool.names != past.workers:
@@ -296,7 +336,8 @@ class Conductor:
                 taken=begun.taken,
                 parent=begun.parent,
                 past=record,
-                asked=begun.asked,
+                asked=asked and replace(asked, messages=()),
+                results=results,
             )
 
     def resume(self, run: str, **options: Any) -> Run:
@@ -345,6 +386,7 @@ class Conductor:
             taken=taken,
             parent=old.id,
             asked=old.asked,
+            tool_steps=old.tool_steps,
         )
 
     def rerun(self, run: str | Run, **options: Any) -> Run:
@@ -670,14 +712,25 @@ def _read(query: str | Call) -> tuple[str, Call | None]:
     """
     if isinstance(query, str):
         return query, None
-    messages = tuple(
-        replace(each, content=mended(each.content), name=mended(each.name))
-        for each in query.messages
-    )
+    messages = tuple(map(_mended, query.messages))
     text = conversation_query(messages)
     asked = replace(query, messages=messages)
     plain = messages == (Message("user", text),)
     return text, None if plain and asked == Call(messages) else asked
+
+
+def _mended(message: Message) -> Message:
+    calls = (
+        replace(call, id=mended(call.id), name=mended(call.name), arguments=mended(call.arguments))
+        for call in message.tool_calls
+    )
+    return replace(
+        message,
+        content=mended(message.content),
+        name=mended(message.name),
+        tool_calls=tuple(calls),
+        tool_call_id=mended(message.tool_call_id),
+    )
 
 
 def redone(run: Run, from_step: int, worker: str | None = None) -> tuple[Plan, list[StepResult]]:
@@ -704,7 +757,12 @@ def redone(run: Run, from_step: int, worker: str | None = None) -> tuple[Plan, l
         plan = Plan(tuple(steps))
     kept = (step for step in run.steps if step.index not in again)
     done = (step for step in kept if step.state is StepState.DONE)
-    return plan, [replace(step, reused=run.id, lost=(), run=None) for step in done]
+    return plan, [_taken_over(step, run.id) for step in done]
+
+
+def _taken_over(step: StepResult, run: str) -> StepResult:
+    turns = tuple(replace(turn, reused=run, lost=()) for turn in step.turns)
+    return replace(step, reused=run, lost=(), run=None, turns=turns)
 
 
 def _no_loop(sync: str, other: str) -> dict[str, Any]:

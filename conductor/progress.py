@@ -36,10 +36,12 @@ from runtime import (
     RunFinished,
     RunResumed,
     RunStarted,
+    RunState,
     StepDelta,
     StepFinished,
     StepStarted,
     StepState,
+    StepSuspended,
     WorkerPicked,
     marks,
     no_listener,
@@ -141,6 +143,10 @@ class Progress:
                 # A piece is a token with in-process models and about one with servers.
                 self._pieces[event.index] = self._pieces.get(event.index, 0) + 1
                 self._tail[event.index] = (self._tail.get(event.index, "") + event.text)[-200:]
+            case StepSuspended():
+                self._started.pop(event.index, None)
+                mark = marks(self._record.run)[event.index]
+                self._plain(f"step {event.index} {mark.detail}")
             case StepFinished(result=result):
                 mark = marks(self._record.run)[result.index]
                 self._plain(f"step {result.index} {mark.state}: {mark.detail}")
@@ -349,6 +355,8 @@ class Watch:
         """Print the answer, or why there is none; then the command ends with exit code 1."""
         if json:
             say(run.to_json(indent=2))
+        if run.state is RunState.SUSPENDED:
+            self._waiting(run)
         if run.answer is None:
             self._without_answer(run, best and not json)
         if json:
@@ -362,6 +370,16 @@ class Watch:
         if run.pool == EMBEDDED:
             hint = "This was one small untrained model in this process; `conductor init` sets up"
             self._console.print(Text(f"{hint} better ones.", style="dim"))
+
+    def _waiting(self, run: Run) -> None:
+        """Say which tools the run waits for, and how it goes on."""
+        tell("no answer yet: the run waits for tools")
+        for call in run.open_calls:
+            remark(f"{call.id}: {visible(call.name)} {visible(call.arguments)}")
+        kept = self._journal is not None
+        how = f"conductor resume {short(run.id)} --result CALL=TEXT" if kept else ""
+        remark(how or "without a journal it can't go on")
+        raise typer.Exit(FAILED)
 
     def _without_answer(self, run: Run, best: bool) -> None:
         nearest = run.best

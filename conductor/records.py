@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from grammar import Mark, Plan
     from runtime import Journal, Pool, Run, RunSummary
 
-_STATES = ("running", "stopped", "done", "planned", "failed", "cancelled")
+_STATES = ("running", "stopped", "suspended", "done", "planned", "failed", "cancelled")
 
 RunName = Annotated[
     str,
@@ -130,13 +130,20 @@ def resume(
     calls: Calls = None,
     steps: Steps = None,
     depth: Depth = None,
+    results: Annotated[
+        list[str] | None,
+        typer.Option("--result", metavar="CALL=TEXT", help="What came of a call of a tool."),
+    ] = None,
     journal_file: JournalFile = None,
     best: Best = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Go on with a run that was stopped or failed; no finished call is made again."""
-    from runtime import RunState
+    """Go on with a run that was stopped, failed or waits for tools; no finished call is made again.
+
+    The ids of the calls that it waits for are in [bold]conductor show[/bold].
+    """
+    from runtime import RunState, ToolError, ToolResult
 
     from .progress import Watch
 
@@ -149,11 +156,19 @@ def resume(
         else:
             Watch(kept, quiet=True).end(past, json=json)
         return
+    given = [each.partition("=") for each in results or ()]
+    if wrong := [call for call, equals, _ in given if not equals]:
+        fail(f"--result {wrong[0]}: write CALL=TEXT")
+    try:
+        known = kept.record(past.id).missing([ToolResult(call, text) for call, _, text in given])
+    except ToolError as error:
+        fail(str(error))
     watch = Watch(kept, quiet=quiet, run=past.id)
     record = watch.conduct(
         _pool_of(past, pool),
         lambda team, on_event: team.resume(
             past.id,
+            tool_results=known,
             force=force,
             budget=bounded(
                 past.budget,

@@ -27,12 +27,14 @@ from runtime import (
     StepResult,
     StepState,
     Terms,
+    ToolTurn,
     flattened,
 )
 
 COLOURS: Mapping[str, str] = {
     "waiting": "dim",
     "running": "cyan",
+    "suspended": "magenta",
     "done": "green",
     "planned": "green",
     "failed": "red",
@@ -40,7 +42,14 @@ COLOURS: Mapping[str, str] = {
     "stopped": "yellow",
     "cancelled": "yellow",
 }
-_SIGNS = {"done": "✓", "failed": "✗", "skipped": "⊘", "waiting": "◌"}
+_SIGNS = {
+    "done": "✓",
+    "failed": "✗",
+    "skipped": "⊘",
+    "waiting": "◌",
+    "suspended": "◍",
+    "running": "◐",
+}
 _EXCERPT = 300
 """Characters of a text that is not asked for in full."""
 
@@ -172,6 +181,9 @@ def _head(run: Run) -> Table:
     grid.add_row("state", state + " · " + " · ".join(filter(None, (*facts, cost))))
     if run.failure is not None:
         grid.add_row("because", Text(shown(run.failure), "red"))
+    if run.state is RunState.SUSPENDED:
+        names = ", ".join(visible(call.name) for call in run.open_calls)
+        grid.add_row("waits for", Text(names, "magenta"))
     if (nearest := _nearest(run)) is not None:
         grid.add_row("answer" if run.answer is not None else "nearest", nearest)
     bounds = budget_words(run.budget)
@@ -328,6 +340,8 @@ def _step(step: StepResult, one: Round, prefix: str, messages: bool, full: bool)
         count = "1 message" if len(step.messages) == 1 else f"{len(step.messages)} messages"
         letters = sum(len(each.content) for each in step.messages)
         block.add("saw", f"{count}, {letters:,} characters", "dim")
+    for turn in step.turns:
+        _add_turn(block, turn, full)
     if step.failure is not None:
         block.add("failed", shown(step.failure), "red")
     if step.text:
@@ -335,7 +349,21 @@ def _step(step: StepResult, one: Round, prefix: str, messages: bool, full: bool)
     return block
 
 
-def _took(done: StepResult | PlanAttempt) -> list[str]:
+def _add_turn(block: _Block, turn: ToolTurn, full: bool) -> None:
+    """What was said and asked for, call by call, with what came of it."""
+    block.add_lost(turn.lost)
+    if turn.text:
+        block.add("said", _extract(turn.text, full))
+    for call, result in zip(turn.calls, turn.results, strict=True):
+        block.add("calls", f"{visible(call.name)} {_extract(call.arguments, full)}", "magenta")
+        if result is None:
+            block.add("waits", f"for the result of {call.id}", "magenta")
+        else:
+            block.add("got", _extract(result, full))
+    block.add("took", " · ".join([f"{turn.seconds:.1f} s", *_took(turn)]), "dim")
+
+
+def _took(done: StepResult | PlanAttempt | ToolTurn) -> list[str]:
     """Tokens, dollars and where it was taken from, as far as they are known."""
     told = []
     if done.usage is not None:
@@ -425,6 +453,12 @@ def _bars(run: Run, prefix: str, zero: float) -> list[_Bar]:
             start = end
         for step in own:
             label = f"{name}{step.index} {visible(step.worker)}"
+            for turn in step.turns:
+                begun, first = zero + turn.started_s, turn.started_s + (turn.first_text_s or 0.0)
+                ended = begun + turn.seconds
+                bars.append(_Bar(label, begun, zero + first, ended, StepState.SUSPENDED))
+            if step.state in (StepState.SUSPENDED, StepState.RUNNING):
+                continue
             begun, stop = step.started_s, step.started_s + step.seconds
             first = begun + (step.first_text_s or 0.0)
             if step.run is not None:

@@ -24,7 +24,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -66,6 +66,9 @@ from runtime import (
     StepResult,
     StepStarted,
     StepState,
+    StepSuspended,
+    ToolCall,
+    ToolTurn,
     Usage,
     Worker,
     WorkerPicked,
@@ -668,6 +671,8 @@ class _Trace:
                 self._start_step(event, at)
             case StepFinished():
                 self._finish_step(event.result, at)
+            case StepSuspended():
+                self._suspend_step(event, at)
             case CallRetried():
                 self._retry(event, at)
             case PlanStarted():
@@ -947,6 +952,27 @@ class _Trace:
             self._answered = self._number, result.index, self._spans[result.index]
             self._answer = result.text
 
+    def _suspend_step(self, event: StepSuspended, at: float) -> None:
+        """End the span of a step that asks for tools; it has another one when it goes on."""
+        step = self._steps.pop(event.index, None)
+        if step is None:
+            return
+        attributes: Attributes = {"conductor.step.state": StepState.SUSPENDED.value}
+        turn = event.turn
+        if turn is not None:
+            attributes["conductor.step.worker"] = turn.worker
+            attributes["conductor.step.tools"] = [call.name for call in turn.calls]
+            if turn.reused:
+                attributes["conductor.reused"] = turn.reused
+        if step.calls is not None and turn is not None:
+            if turn.reused:
+                step.calls.leave()
+            else:
+                step.calls.answer(at, _Answer.asking(turn), turn.lost, step.messages)
+        self.end_span(step.span, at, attributes)
+        told: Attributes = {"conductor.worker": step.worker if turn is None else turn.worker}
+        self.measure("conductor.steps", 1, {"conductor.step.state": "suspended", **told})
+
     def _tell_skipped(self) -> None:
         """Give the steps that never started a span without length, so that the tree is whole."""
         for index in sorted(self._skipped):
@@ -1006,11 +1032,18 @@ class _Answer:
     finish_reason: FinishReason | None = None
     dollars: Decimal | None = None
     text: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
 
     @classmethod
     def of(cls, result: StepResult) -> _Answer:
         reason = result.finish_reason
         return cls(result.worker, result.usage, result.model, reason, result.dollars, result.text)
+
+    @classmethod
+    def asking(cls, turn: ToolTurn) -> _Answer:
+        """An answer that asks for tools."""
+        reason = FinishReason.TOOL_CALLS
+        return cls(turn.worker, turn.usage, turn.model, reason, turn.dollars, turn.text, turn.calls)
 
 
 _REFUSED = (FailureKind.TRIPPED, FailureKind.RATE_LIMITED)
@@ -1200,8 +1233,8 @@ class _Calls:
         if self._trace.telemetry.content:
             if messages:
                 told["gen_ai.input.messages"] = _written(messages)
-            if answer is not None and answer.text:
-                said = [Message("assistant", answer.text)]
+            if answer is not None and (answer.text or answer.tool_calls):
+                said = [Message("assistant", answer.text, answer.tool_calls)]
                 told["gen_ai.output.messages"] = _written(said, answer.finish_reason)
         return told
 
@@ -1209,9 +1242,23 @@ class _Calls:
 def _written(messages: Iterable[Message], finish_reason: FinishReason | None = None) -> str:
     """Messages in the JSON of the conventions; system messages stand among the others there."""
     shown: list[dict[str, Any]] = [
-        {"role": each.role, "parts": [{"type": "text", "content": each.content}]}
-        for each in messages
+        {"role": each.role, "parts": list(_parts(each))} for each in messages
     ]
     if finish_reason is not None:
         shown[-1]["finish_reason"] = finish_reason.value
     return json.dumps(shown, ensure_ascii=False)
+
+
+def _parts(message: Message) -> Iterator[dict[str, Any]]:
+    if message.role == "tool":
+        yield {
+            "type": "tool_call_response",
+            "id": message.tool_call_id,
+            "response": message.content,
+        }
+        return
+    if message.content or not message.tool_calls:
+        yield {"type": "text", "content": message.content}
+    for call in message.tool_calls:
+        told = {"id": call.id, "name": call.name, "arguments": call.arguments}
+        yield {"type": "tool_call", **told}

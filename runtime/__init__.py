@@ -21,6 +21,7 @@ from .errors import (
     ModelError,
     PoolError,
     ReplayError,
+    ToolError,
     WorkerError,
 )
 from .journal import CallCache, Journal, RunSummary
@@ -65,6 +66,9 @@ from .run import (
     StepFinished,
     StepResult,
     StepStarted,
+    StepSuspended,
+    ToolSteps,
+    ToolTurn,
     WorkerPicked,
     episode,
     flattened,
@@ -72,6 +76,7 @@ from .run import (
     marks,
 )
 from .schedule import Schedule, StepState
+from .tools import ToolResult, outgoing_id, run_of, suspended_run
 from .turns import ROLES, Episode, Pick, Role, Turn, accepts, answer_of
 from .worker import (
     Call,
@@ -170,10 +175,15 @@ __all__ = [
     "StepResult",
     "StepStarted",
     "StepState",
+    "StepSuspended",
     "Terms",
     "Tool",
     "ToolCall",
     "ToolChoice",
+    "ToolError",
+    "ToolResult",
+    "ToolSteps",
+    "ToolTurn",
     "Turn",
     "Usage",
     "Window",
@@ -199,13 +209,16 @@ __all__ = [
     "model_digest",
     "model_folder",
     "no_listener",
+    "outgoing_id",
     "pool_toml",
     "prompt_ids",
     "published",
     "reading_ids",
     "replay",
+    "run_of",
     "run_plan",
     "step_messages",
+    "suspended_run",
     "turn_messages",
     "wait_before",
 ]

@@ -11,11 +11,14 @@ round before. A step sees it exactly if its access list names every step before 
 the "all" of the papers does. The first step of a round therefore always does, having none before
 it; a step whose access list leaves out one earlier step of its round never does.
 
-The messages are a function of what is granted: the query, the step's own subtask, the index,
-subtask and completion of each step that it reads, the previous answer if it sees that, and whether
-it is the last step. Nothing else of the plan or the run changes a byte of them.
+Whoever reads a step also reads what that step asked tools for and what they gave, call by call; of
+other steps' tools nobody sees anything. What a step said between two of its own calls is its own.
 
-Each text that a worker wrote stands in a block of its own, byte for byte, between two marks::
+The messages are a function of what is granted: the query, the step's own subtask, the index,
+subtask, calls of tools and completion of each step that it reads, the previous answer if it sees
+that, and whether it is the last step. Nothing else of the plan or the run changes a byte of them.
+
+Each text that a worker or tool wrote stands in a block of its own, byte for byte, between marks::
 
     [reply 2 1f0c93ab to: "Find the roots."]
     x = 2 and x = -2
@@ -28,11 +31,12 @@ quotes on one line: a mark can't be broken up from inside either.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from hashlib import sha256
 
 from grammar import Plan, quote
 
+from .run import ToolTurn
 from .turns import Episode, Role
 from .worker import Message
 
@@ -53,6 +57,7 @@ def step_messages(
     *,
     previous: str | None = None,
     conversation: tuple[Message, ...] = (),
+    turns: Mapping[int, Sequence[ToolTurn]] = {},
 ) -> tuple[Message, ...]:
     """Build the messages of one step.
 
@@ -65,15 +70,17 @@ def step_messages(
             every step before it.
         conversation: What the query is the text of, if that was more than one text. A step that
             hands the query on hands this on, as it is.
+        turns: Turns with tools so far, by step. Only those that the access list grants are used.
 
     Raises:
         KeyError: If the completion of a granted step is missing: the step is not ready.
     """
     step = plan.steps[index]
-    blocks = [
-        (f"reply {earlier}", f" to: {quote(plan.steps[earlier].subtask)}", texts[earlier])
-        for earlier in step.access
-    ]
+    blocks: list[tuple[str, str, str]] = []
+    for earlier in step.access:
+        blocks += _tool_blocks(earlier, turns.get(earlier, ()))
+        about = f" to: {quote(plan.steps[earlier].subtask)}"
+        blocks.append((f"reply {earlier}", about, texts[earlier]))
     if previous is not None and len(step.access) == index:
         blocks.insert(0, ("previous answer", "", previous))
     if not blocks and step.subtask == query:
@@ -141,6 +148,14 @@ the word REJECT; then say why in a sentence."""
 _VERIFY = "begin with ACCEPT or REJECT."
 
 
+def _tool_blocks(index: int, turns: Sequence[ToolTurn]) -> Iterator[tuple[str, str, str]]:
+    """What a step asked tools for, and what they gave, call by call."""
+    pairs = (pair for turn in turns for pair in zip(turn.calls, turn.results, strict=True))
+    for number, (call, result) in enumerate(pairs):
+        yield f"call {index}.{number}", " of a tool", f"{call.name} {call.arguments}"
+        yield f"result {index}.{number}", "", result or ""
+
+
 def conversation_query(messages: Sequence[Message]) -> str:
     """Write a conversation as the one text that is planned for and that every step sees.
 
@@ -153,7 +168,8 @@ def conversation_query(messages: Sequence[Message]) -> str:
     rules = [each.content for each in messages if each.role in _RULES]
     said = [each for each in messages if each.role not in _RULES]
     asked = said.pop().content if said and said[-1].role == "user" else _GO_ON
-    spoken = [f"{each.name or each.role}: {each.content}" for each in said]
+    names = {call.id: call.name for each in said for call in each.tool_calls}
+    spoken = [line for each in said for line in _lines(each, names)]
     blocks = [
         (name, "", "\n\n".join(texts))
         for name, texts in (("instructions", rules), ("conversation so far", spoken))
@@ -162,6 +178,18 @@ def conversation_query(messages: Sequence[Message]) -> str:
     fence = _fence(asked, "", blocks)
     parts = [f"[{name} {fence}]\n{text}\n[end of {name} {fence}]" for name, _, text in blocks]
     return "\n\n".join([*parts, asked])
+
+
+def _lines(message: Message, names: Mapping[str, str]) -> Iterator[str]:
+    """What somebody said, and each call of a tool, in a paragraph of its own."""
+    if message.role == "tool":
+        yield f"result of {names.get(message.tool_call_id, 'a tool')}: {message.content}"
+        return
+    who = message.name or message.role
+    if message.content or not message.tool_calls:
+        yield f"{who}: {message.content}"
+    for call in message.tool_calls:
+        yield f"{who} calls {call.name} {call.arguments}"
 
 
 _RULES = ("system", "developer")

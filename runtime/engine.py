@@ -45,9 +45,13 @@ from .run import (
     StepFinished,
     StepResult,
     StepStarted,
+    StepSuspended,
+    ToolSteps,
+    ToolTurn,
     episode,
 )
 from .schedule import Schedule, StepState
+from .tools import ToolResult, outgoing_id
 from .turns import Role
 from .worker import (
     Call,
@@ -56,6 +60,7 @@ from .worker import (
     Message,
     OnText,
     Sampling,
+    ToolCall,
     Worker,
     ignore,
     mended,
@@ -181,10 +186,14 @@ class Session:
         nested: Decide | None = None,
         past: Record | None = None,
         asked: Call | None = None,
+        tool_steps: ToolSteps = "last",
     ) -> None:
         self.query = query
         self.asked = asked
         """As :attr:`runtime.Run.asked`; inside a step, what of it holds there."""
+        self.asked_anew = False
+        """Whether that has been told since steps were suspended."""
+        self.tool_steps = tool_steps
         self.pool = pool
         self.record = past or Record()
         """What has happened so far. Deciders read it, ``emit`` alone writes it."""
@@ -224,20 +233,35 @@ class Session:
         child._fallback = tuple(name for name in self._fallback if name in pool.names)
         call = self.call_for(index, ())
         child.asked = None if call == Call(()) else call
+        child.tool_steps, child.asked_anew = self.tool_steps, self.asked_anew
         child._cache = self._cache
         child._outer = self, index
         return child
 
-    def call_for(self, index: int, messages: tuple[Message, ...]) -> Call:
+    def call_for(self, index: int, messages: tuple[Message, ...], *, again: bool = False) -> Call:
         """Make the call of a step of the present plan: how the answer is to be is told to the last
-        one, unless it thinks or verifies; the seed to all."""
-        plan, pick = self.record.plan, self.record.pick
-        if self.asked is None:
+        one, unless it thinks or verifies; the seed to all, tools to those that may use them.
+
+        Args:
+            index: The step.
+            messages: What it sees.
+            again: Whether it goes on after a turn with tools. That a tool has to be called, and
+                which, holds for the first turn only, unless it has been told anew.
+        """
+        plan, pick, asked = self.record.plan, self.record.pick, self.asked
+        if asked is None:
             return Call(messages)
+        if again and not self.asked_anew and asked.tool_choice not in (None, "none"):
+            asked = replace(asked, tool_choice="auto")
         answers = plan is None or index == plan.final.index
         if answers and (pick is None or pick.role in (None, Role.SOLVER)):
-            return replace(self.asked, messages=messages)
-        return Call(messages, Sampling(seed=self.asked.sampling.seed))
+            return replace(asked, messages=messages)
+        call = Call(messages, Sampling(seed=asked.sampling.seed))
+        if self.tool_steps == "last":
+            return call
+        choice = asked.tool_choice if asked.tool_choice in (None, "none") else "auto"
+        parallel = asked.parallel_tool_calls
+        return replace(call, tools=asked.tools, tool_choice=choice, parallel_tool_calls=parallel)
 
     @property
     def deadline_s(self) -> float | None:
@@ -407,7 +431,10 @@ class Session:
 
         try:
             completion = await guard.attempt(worker, call, heard)
-            if completion.text.strip():
+            if completion.tool_calls:
+                calls = map(_mended_call, completion.tool_calls) if call.tools else ()
+                completion = replace(completion, tool_calls=tuple(calls))
+            if completion.text.strip() or completion.tool_calls:
                 text, model = mended(completion.text), mended(completion.model)
                 if text != completion.text or model != completion.model:
                     completion = replace(completion, text=text, model=model)
@@ -447,6 +474,11 @@ class Session:
             return Failure(FailureKind.INTERNAL, f"{message}: {mended(str(session.broken))}")
         late = self.scope.cancel_called
         return Failure(FailureKind.DEADLINE if late else FailureKind.CANCELLED, message)
+
+
+def _mended_call(call: ToolCall) -> ToolCall:
+    parts = (call.id, call.name, call.arguments, call.type, call.extra)
+    return ToolCall(*map(mended, parts))
 
 
 def _cancelled_from_outside() -> bool:
@@ -494,6 +526,9 @@ async def carry_out(
     asked: Call | None = None,
     router: str = "",
     caller: str = "",
+    tool_steps: ToolSteps = "last",
+    results: Iterable[ToolResult] = (),
+    run: str = "",
 ) -> Run:
     """Decide on a plan and run it; the one path that every run takes, whoever decides.
 
@@ -508,11 +543,16 @@ async def carry_out(
         source: Where it is from.
         past: The record of this same run, which was stopped and goes on: what is done stays. It
             is written on.
-        asked: What ``query`` is the text of, if it was more than a text.
+        asked: What ``query`` is the text of, if it was more than a text. Where a run goes on, how
+            it does so from now on; its messages stay. As before if None.
         caller: For whom the run is, for the record.
         router: Where the Router is from, if one decides, for the record.
+        tool_steps: Which steps may use the tools of ``asked``.
+        results: What came of the tools that a suspended run waits for, or of some.
+        run: Id of the run, 128 bits in hexadecimal; a new one if empty.
 
     Raises:
+        ToolError: If results don't fit what the run waits for.
         PoolError: If a fallback is not in the pool.
         Exception: What ``decide``, ``emit``, the cache or opening the pool raised.
     """
@@ -527,11 +567,13 @@ async def carry_out(
         nested=nested,
         past=past,
         asked=asked,
+        tool_steps=tool_steps,
     )
+    left_s = budget.seconds
     if past is None or past.started is None:
         begin: Event = RunStarted(
             session.now(),
-            uuid4().hex,
+            run or uuid4().hex,
             session.query,
             pool.names,
             datetime.now(UTC).isoformat(timespec="milliseconds"),
@@ -548,15 +590,25 @@ async def carry_out(
             asked,
             router,
             caller,
+            tool_steps,
         )
     else:
-        begin = RunResumed(session.now(), budget)
+        new = past.missing(results)
+        session.tool_steps = past.started.tool_steps
+        session.asked = past.asked
+        if asked is not None:
+            messages = past.asked.messages if past.asked is not None else ()
+            session.asked = replace(asked, messages=messages)
+            session.asked_anew = True
+        if past.suspended and left_s is not None and budget == past.budget:
+            left_s = max(0.0, left_s - past.seconds)  # waiting for tools was no part of it
+        begin = RunResumed(session.now(), budget, new, session.asked if asked else None)
     session.emit(begin)
     if session.broken is not None:  # nothing has been called yet
         raise session.broken
     _take_stock(session.ledger, session.record)
-    if budget.seconds is not None:
-        session.scope.deadline = anyio.current_time() + budget.seconds
+    if left_s is not None:
+        session.scope.deadline = anyio.current_time() + left_s
     await _conduct(session, decide, rounds, {each.index: each for each in taken}, plan_only)
     if session.broken is not None:
         raise session.broken
@@ -593,12 +645,14 @@ async def _conduct(
         done = RunState.PLANNED if plan_only else RunState.DONE
         answered = session.record.answer is not None
         state = RunState.FAILED if failure and not answered else done
+        if failure is None and session.record.suspended:
+            state = RunState.SUSPENDED
     except Exception as error:
         state = RunState.FAILED
         failure = Failure(FailureKind.INTERNAL, mended(f"{type(error).__name__}: {error}"))
         raise
     finally:  # also when the caller cancels: the record is closed before the exception goes on
-        if not plan_only:
+        if not plan_only and state is not RunState.SUSPENDED:
             _skip_the_rest(session)
         session.emit(RunFinished(session.now(), state, failure))
     return failure
@@ -626,6 +680,8 @@ async def _rounds(
         failure = session.ledger.room_for(len(plan))
         if failure is None:
             failure = await _run_steps(session, plan, taken)
+        if record.suspended and failure is None:
+            return None
         if failure is not None or record.number + 1 >= rounds:
             return failure or _unanswered(record)
         taken = {}
@@ -645,7 +701,9 @@ async def _run_steps(
     session: Session, plan: Plan, taken: Mapping[int, StepResult]
 ) -> Failure | None:
     schedule = Schedule(plan)
-    results: dict[int, StepResult] = {each.index: each for each in session.record.round.steps}
+    results: dict[int, StepResult] = {
+        each.index: each for each in session.record.round.steps if each.state in _FINAL
+    }
     previous = session.record.previous
 
     def settle(result: StepResult) -> None:
@@ -658,7 +716,7 @@ async def _run_steps(
     texts = {
         index: result.text for index, result in results.items() if result.state is StepState.DONE
     }
-    ready = _past(schedule, texts)
+    ready = [each for each in _past(schedule, texts) if each not in session.record.suspended]
 
     async with anyio.create_task_group() as group:
 
@@ -671,6 +729,8 @@ async def _run_steps(
                 # Workers that never wait would let a plan run past its deadline.
                 await anyio.lowlevel.checkpoint()
                 result = await _run_step(session, plan, plan.steps[index], texts, previous)
+                if result is None:  # suspended; to the schedule it is running on
+                    return
                 settle(result)
                 done = result.state is StepState.DONE
                 if done:
@@ -689,14 +749,17 @@ async def _run_steps(
         if ready:
             await work(ready[0])
 
-    last = results[plan.final.index]
-    if last.state is StepState.DONE:
+    last = results.get(plan.final.index)
+    if last is None or last.state is StepState.DONE:
         return None
     cause = last if last.because_of is None else results[last.because_of]
     assert cause.failure is not None
     where = f"step {cause.index} ({cause.worker})"
     failure = cause.failure
     return Failure(failure.kind, f"{where}: {failure.message}", failure.retry_after_s)
+
+
+_FINAL = (StepState.DONE, StepState.FAILED, StepState.SKIPPED)
 
 
 def _past(schedule: Schedule, texts: Mapping[int, str]) -> list[int]:
@@ -717,9 +780,10 @@ async def _run_step(
     step: Step,
     texts: Mapping[int, str],
     previous: str | None,
-) -> StepResult:
-    """Call one worker and turn whatever happens into a StepResult."""
-    worker = session.pool[str(step.worker)]
+) -> StepResult | None:
+    """Call one worker and turn whatever happens into a StepResult; None if it asks for tools."""
+    turns = session.record.turns(step.index)
+    worker = session.pool[turns[-1].worker if turns else str(step.worker)]
     pick = session.record.pick
     if pick is not None and pick.role is not None:
         past = episode(session.record.rounds[:-1])
@@ -732,9 +796,11 @@ async def _run_step(
             texts,
             previous=previous,
             conversation=session.asked.messages if session.asked else (),
+            turns={earlier: session.record.turns(earlier) for earlier in step.access},
         )
+    seen = (*messages, *(message for turn in turns for message in turn.messages))
     started = session.now()
-    session.emit(StepStarted(started, step.index, worker.name, messages))
+    session.emit(StepStarted(started, step.index, worker.name, seen))
     pieces: list[str] = []
     lost: list[Attempt] = []
     first_text_s: float | None = None
@@ -773,8 +839,8 @@ async def _run_step(
 
     try:
         if isinstance(worker, ConductorWorker):
-            return await _run_nested(session, step, messages[-1].content, failed)
-        call = session.call_for(step.index, messages)
+            return await _run_nested(session, step, messages, failed)
+        call = session.call_for(step.index, seen, again=bool(turns))
         answered = await session.call(worker, call, on_text, on_lost, step.index)
     except WorkerError as error:
         return failed(error.failure)
@@ -783,6 +849,26 @@ async def _run_step(
         session.emit(StepFinished(session.now(), stopped))
         raise
     completion = answered.completion
+    if completion.tool_calls:
+        calls, own = _named(session, step.index, turns, completion.tool_calls)
+        turn = ToolTurn(
+            answered.worker,
+            calls,
+            own,
+            (None,) * len(calls),
+            completion.text,
+            completion.usage,
+            completion.model,
+            started,
+            session.now() - started,
+            first_text_s,
+            tuple(lost),
+            answered.dollars,
+            answered.reused,
+        )
+        told = () if turns else messages
+        session.emit(StepSuspended(session.now(), step.index, told, turn))
+        return None
     return StepResult(
         step.index,
         answered.worker,
@@ -803,14 +889,38 @@ async def _run_step(
     )
 
 
+def _named(
+    session: Session, index: int, turns: Sequence[ToolTurn], calls: Sequence[ToolCall]
+) -> tuple[tuple[ToolCall, ...], tuple[str, ...]]:
+    """Give calls the ids under which they go out.
+
+    Returns:
+        The calls; and the ids that the worker knows them by: its own, as far as it gave any that
+        tell its calls apart.
+    """
+    record = session.record
+    assert record.started is not None
+    taken = {own for turn in turns for own in turn.own}
+    first = sum(len(turn.calls) for turn in turns)
+    named: list[ToolCall] = []
+    known: list[str] = []
+    for number, call in enumerate(calls, first):
+        outgoing = outgoing_id(record.started.run, record.number, index, number)
+        own = outgoing if not call.id or call.id in taken else call.id
+        taken.add(own)
+        known.append(own)
+        named.append(replace(call, id=outgoing))
+    return tuple(named), tuple(known)
+
+
 async def _run_nested(
     session: Session,
     step: Step,
-    query: str,
+    messages: tuple[Message, ...],
     failed: Callable[[Failure], StepResult],
-) -> StepResult:
-    """Let the Conductor itself do a step: a run inside the run."""
-    child = session.inside(step.index, query)
+) -> StepResult | None:
+    """Let the Conductor itself do a step: a run inside the run; None if tools are asked for."""
+    child = session.inside(step.index, messages[-1].content)
     if isinstance(child, Failure):
         return failed(child)
     past = child.record.started
@@ -828,11 +938,16 @@ async def _run_nested(
                 budget=child.ledger.budget,
                 pool=mended(child.pool.source),
                 planner=outer.planner,
+                asked=child.asked,
+                tool_steps=child.tool_steps,
             )
         )
     else:
         child.emit(RunResumed(child.now(), child.ledger.budget))
     failure = await _conduct(child, child.decide_nested, 1, {})
+    if failure is None and child.record.suspended:
+        session.emit(StepSuspended(session.now(), step.index, messages))
+        return None
     answer = child.record.answer
     if answer is None:
         assert failure is not None
@@ -852,8 +967,9 @@ def _skip_the_rest(session: Session) -> None:
     if plan is None or len(settled) == len(plan):
         return
     late = session.stopped("the run was stopped before it could start")
+    suspended = session.record.suspended
     for step in plan:
-        if step.index not in settled:
+        if step.index not in settled and step.index not in suspended:
             now = session.now()
             result = StepResult(
                 step.index, str(step.worker), StepState.SKIPPED, started_s=now, failure=late

@@ -7,6 +7,7 @@
     ├── PoolError              the pool, or the file that describes it, is wrong
     ├── ModelError             an in-process model can't be had: not installed, not found
     ├── JournalError           the journal can't be opened, read or written; a run is not in it
+    ├── ToolError              results of tools don't fit what a run has asked for
     ├── ReplayError            the record of a run does not follow from itself
     └── WorkerError            one call of one worker failed; its ``failure`` says how
 
@@ -31,6 +32,10 @@ class ModelError(Exception):
 
 class JournalError(Exception):
     """The journal can't be opened, read or written, or does not hold what is asked for."""
+
+
+class ToolError(Exception):
+    """Results of tools don't fit the run: nobody asked, there is another one, or it is too late."""
 
 
 class ReplayError(Exception):

@@ -6,7 +6,7 @@ runs inside steps, the state, the failure and the answer.
 
 Taken from the record, since nothing could tell: what workers answered and in which order, times,
 ids, what a call cost, calls that came to nothing, who stood in for whom, what was reused, and what
-a stop from outside (the caller, the deadline, the budget) left of the run.
+a stop from outside (the caller, the deadline, the budget) left of the run, what tools gave.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import math
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import fields, replace
+from functools import partial
 from itertools import zip_longest
 from typing import Any
 
@@ -32,6 +33,7 @@ from .run import (
     PlanAttempted,
     PlanParsed,
     PlanSource,
+    Record,
     Round,
     RoundStarted,
     Run,
@@ -39,12 +41,14 @@ from .run import (
     StepFinished,
     StepResult,
     StepStarted,
+    ToolTurn,
     WorkerPicked,
     episode,
 )
 from .schedule import StepState
+from .tools import ToolResult
 from .turns import Role
-from .worker import Completion, FinishReason, FunctionWorker, Message
+from .worker import Completion, FinishReason, FunctionWorker, Message, ToolCall
 
 _STOPPED = frozenset({FailureKind.DEADLINE, FailureKind.CANCELLED})
 _OUTSIDE = _STOPPED | {FailureKind.BUDGET}
@@ -108,6 +112,7 @@ class _Replay:
     def __init__(self, run: Run) -> None:
         self._run = run
         self._stopped = _was_stopped(run)
+        self._record = Record()
         self._number = 0
         self._step: ContextVar[int] = ContextVar("step")
         self._turns = _Turns(Round())
@@ -116,17 +121,20 @@ class _Replay:
         """The run, with what can't be worked out copied."""
         run = self._run
         taken = [each for each in run.rounds[0].steps if each.reused not in ("", "cache")]
+        carry = partial(
+            carry_out,
+            run.query,
+            self._pool(),
+            self._decide,
+            emit=self._follow,
+            rounds=len(run.rounds) if self._stopped else run.most_rounds,
+            plan_only=run.state is RunState.PLANNED,
+            taken=taken,
+        )
         try:
-            again = await carry_out(
-                run.query,
-                self._pool(),
-                self._decide,
-                emit=self._follow,
-                rounds=len(run.rounds) if self._stopped else run.most_rounds,
-                plan_only=run.state is RunState.PLANNED,
-                taken=taken,
-                asked=run.asked,
-            )
+            again = await carry(asked=run.asked, tool_steps=run.tool_steps, run=run.id)
+            while results := self._results(again):  # of a run that failed by now, too
+                again = await carry(past=self._record, results=results)
         except (PoolError, PlanError) as error:
             raise ReplayError(f"run {run.id}: {error}") from error
         if len(again.rounds) < len(run.rounds):
@@ -142,6 +150,17 @@ class _Replay:
                 state = RunState.FAILED if run.answer is None else RunState.DONE
         return replace(run, state=state, failure=failure, rounds=tuple(rounds))
 
+    def _results(self, again: Run) -> list[ToolResult]:
+        """Those on record of the calls that the run waits for."""
+        turns = (turn for step in self._run.rounds[self._number].steps for turn in step.turns)
+        known = {
+            call.id: result
+            for turn in turns
+            for call, result in zip(turn.calls, turn.results, strict=True)
+        }
+        texts = ((call.id, known.get(call.id)) for call in again.open_calls)
+        return [ToolResult(call, text) for call, text in texts if text is not None]
+
     def _pool(self) -> Pool:
         workers = [FunctionWorker(name, self._answers()) for name in self._run.workers]
         return Pool(workers, terms=Terms(retries=0, trip_after=None))
@@ -149,9 +168,14 @@ class _Replay:
     def _answers(self) -> Callable[[Sequence[Message]], Awaitable[Completion]]:
         async def answer(messages: Sequence[Message]) -> Completion:
             index = self._step.get()
-            await self._turns.wait(index)
             steps = self._run.rounds[self._number].steps
             result = next((each for each in steps if each.index == index), None)
+            turn = len(self._record.turns(index))
+            if result is not None and turn < len(result.turns):
+                return _asking(result.turns[turn])
+            if result is not None and result.state is StepState.SUSPENDED:
+                return _asking_inside()
+            await self._turns.wait(index)
             if result is None or result.state is not StepState.DONE:
                 # Without the time that a server asked for: nothing is to wait for it.
                 failure = result.failure if result and result.failure else _UNKNOWN
@@ -175,6 +199,7 @@ class _Replay:
 
     async def _decide(self, session: Session) -> Plan | None:
         run, number = self._run, session.record.number
+        self._record = session.record
         if number >= len(run.rounds):
             told = f"it ends with round {number}, but it would go on with another one"
             raise ReplayError(f"run {run.id}: rounds: {told}")
@@ -302,20 +327,40 @@ class _Replay:
         return replace(again, steps=tuple(steps))
 
 
+def _asking(turn: ToolTurn) -> Completion:
+    """What a worker answered when it asked for tools."""
+    calls = (replace(call, id=own) for call, own in zip(turn.calls, turn.own, strict=True))
+    reason = FinishReason.TOOL_CALLS
+    return Completion(turn.text, reason, turn.usage, turn.model, tuple(calls))
+
+
+def _asking_inside() -> Completion:
+    """What stands for a run inside a step in which somebody asked for tools."""
+    asked = (ToolCall("", "", ""),)
+    return Completion("", FinishReason.TOOL_CALLS, tool_calls=asked)
+
+
 class _Turns:
     """Lets the steps of a round end in the order in which they did: of two that failed, the first
     is the reason why others were skipped.
 
-    Times that were made up can't make it wait for ever: no step is before one that it reads.
+    Times that were made up can't make it wait for ever: no step is before one that it reads. Steps
+    that wait for tools, and those that read them, have no turn: they end after results have come,
+    whenever that was.
     """
 
     def __init__(self, recorded: Round) -> None:
         ends = {each.index: each.started_s + each.seconds for each in recorded.steps}
+        free = {
+            each.index for each in recorded.steps if each.turns or each.state is StepState.SUSPENDED
+        }
         late: list[float] = []
         for step in recorded.plan or ():
             end = ends.get(step.index, math.inf)
             late.append(max((end, *(late[earlier] for earlier in step.access))))
-        self._order = sorted(range(len(late)), key=late.__getitem__)
+            if not free.isdisjoint(step.access):
+                free.add(step.index)
+        self._order = sorted(set(range(len(late))) - free, key=late.__getitem__)
         self._open = {index: anyio.Event() for index in self._order}
         self._settled: set[int] = set()
         self._next = 0
@@ -323,7 +368,8 @@ class _Turns:
 
     async def wait(self, index: int) -> None:
         """Wait until all that ended before this step have ended."""
-        await self._open[index].wait()
+        if index in self._open:
+            await self._open[index].wait()
 
     def settle(self, index: int) -> None:
         """A step has ended, or is skipped."""
@@ -364,6 +410,17 @@ def _reading(text: str, workers: tuple[str, ...], number: int, limits: Limits) -
 
 def _with_outcome(recorded: StepResult, again: StepResult) -> StepResult:
     """Copy what can't be worked out."""
+    again = replace(again, turns=_with_turns(recorded, again))
+    if StepState.SUSPENDED in (recorded.state, again.state):
+        return replace(
+            again,
+            worker=recorded.worker,
+            started_s=recorded.started_s,
+            seconds=recorded.seconds,
+            run=recorded.run,
+        )
+    if recorded.state is StepState.RUNNING:  # it had come no further when the run was stopped
+        return replace(recorded, turns=again.turns)
     unreached = recorded.state is StepState.SKIPPED and recorded.failure is not None
     if unreached and again.state is not StepState.DONE:
         return recorded  # a stop came before it could start
@@ -386,6 +443,25 @@ def _with_outcome(recorded: StepResult, again: StepResult) -> StepResult:
         dollars=recorded.dollars,
         reused=recorded.reused,
         run=recorded.run,
+    )
+
+
+def _with_turns(recorded: StepResult, again: StepResult) -> tuple[ToolTurn, ...]:
+    """The turns with tools, with what can't be worked out: who answered, when, for how much."""
+    pairs = zip_longest(recorded.turns, again.turns[: len(recorded.turns)])
+    return tuple(
+        replace(
+            now,
+            worker=was.worker,
+            started_s=was.started_s,
+            seconds=was.seconds,
+            first_text_s=was.first_text_s,
+            lost=was.lost,
+            dollars=was.dollars,
+            reused=was.reused,
+        )
+        for was, now in pairs
+        if now is not None
     )
 
 

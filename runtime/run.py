@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Literal
 
 from grammar import Diagnostic, Mark, Plan, Step, mimebundle
 
-from .errors import Failure, FailureKind
+from .errors import Failure, FailureKind, ToolError
 from .limits import Budget
 from .schedule import StepState
+from .tools import ToolResult
 from .turns import Episode, Pick, Role, Turn, answer_of
-from .worker import Call, FinishReason, Message, Usage
+from .worker import Call, FinishReason, Message, ToolCall, Usage
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -33,6 +34,8 @@ class RunState(StrEnum):
     """There is an answer."""
     PLANNED = "planned"
     """There is a plan, and no more was asked for."""
+    SUSPENDED = "suspended"
+    """Steps wait for results of tools, and nothing else can be done: see ``Run.open_calls``."""
     FAILED = "failed"
     """There is none; ``Run.failure`` says why."""
     CANCELLED = "cancelled"
@@ -50,6 +53,10 @@ class PlanSource(StrEnum):
     """The caller picked one worker; the plan hands it the query."""
     ROUTER = "router"
     """The Router picked one worker; the plan hands it the query."""
+
+
+ToolSteps = Literal["last", "all"]
+"""Which steps of a plan are offered the tools."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +96,51 @@ class PlanAttempt:
 
 
 @dataclass(frozen=True, slots=True)
+class ToolTurn:
+    """A call of a step's worker that it answered by asking for tools."""
+
+    worker: str
+    """Who answered."""
+    calls: tuple[ToolCall, ...]
+    """What it asked for, under the ids by which the caller knows the calls."""
+    own: tuple[str, ...]
+    """The ids by which the worker knows them, in the same order."""
+    results: tuple[str | None, ...]
+    """What came of each call, in the same order; None where nothing has come yet."""
+    text: str = ""
+    """What it said besides."""
+    usage: Usage | None = None
+    model: str = ""
+    started_s: float = 0.0
+    """Seconds from the start of the run."""
+    seconds: float = 0.0
+    """How long the worker took."""
+    first_text_s: float | None = None
+    lost: tuple[Attempt, ...] = ()
+    """The calls that came to nothing before."""
+    dollars: Decimal | None = None
+    """What it cost; None where tokens or price are unknown."""
+    reused: str = ""
+    """As :attr:`StepResult.reused`."""
+
+    @property
+    def open_calls(self) -> tuple[ToolCall, ...]:
+        """The calls without a result."""
+        pairs = zip(self.calls, self.results, strict=True)
+        return tuple(call for call, result in pairs if result is None)
+
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        """The turn as its worker sees it when it goes on; results as far as they are there."""
+        asked = tuple(replace(call, id=own) for call, own in zip(self.calls, self.own, strict=True))
+        results = zip(self.own, self.results, strict=True)
+        answers = (
+            Message("tool", text, tool_call_id=own) for own, text in results if text is not None
+        )
+        return (Message("assistant", self.text, asked), *answers)
+
+
+@dataclass(frozen=True, slots=True)
 class StepResult:
     """What became of a step."""
 
@@ -96,11 +148,11 @@ class StepResult:
     worker: str
     """Who answered: the plan's worker, or the fallback that stood in for it."""
     state: StepState
-    """done, failed or skipped."""
+    """done, failed or skipped; suspended if it waits for tools, running if it has their results."""
     text: str = ""
     """The completion; what came before it broke off, if the step failed."""
     messages: tuple[Message, ...] = ()
-    """Exactly what the worker saw; empty if the step was skipped."""
+    """Exactly what the worker saw, before any turn with tools; empty if the step was skipped."""
     usage: Usage | None = None
     finish_reason: FinishReason | None = None
     model: str = ""
@@ -124,6 +176,13 @@ class StepResult:
     What it cost then is no cost of this run."""
     run: Run | None = None
     """The nested run, if the worker was the Conductor itself."""
+    turns: tuple[ToolTurn, ...] = ()
+    """The turns with tools, before its completion."""
+
+    @property
+    def transcript(self) -> tuple[Message, ...]:
+        """All that its worker saw by its last call: the messages, then the turns."""
+        return (*self.messages, *(message for turn in self.turns for message in turn.messages))
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +224,8 @@ class RunStarted:
     """As :attr:`Run.router`."""
     caller: str = ""
     """As :attr:`Run.caller`."""
+    tool_steps: ToolSteps = "last"
+    """As :attr:`Run.tool_steps`."""
     kind: Literal["run_started"] = "run_started"
 
 
@@ -176,6 +237,10 @@ class RunResumed:
     """Goes on from the last event; the time between does not count."""
     budget: Budget = Budget()
     """What it may take from now on: the seconds begin anew, the rest counts from the start."""
+    results: tuple[ToolResult, ...] = ()
+    """What came of calls of tools, those of nested runs too."""
+    asked: Call | None = None
+    """How the answer is to be decoded and which tools there are from now on; as before if None."""
     kind: Literal["run_resumed"] = "run_resumed"
 
 
@@ -266,12 +331,13 @@ class CallRetried:
 
 @dataclass(frozen=True, slots=True)
 class StepStarted:
-    """A step's inputs are done and its worker has been called."""
+    """A step's inputs are done, or the results of its tools are there: its worker is called."""
 
     at: float
     index: int
     worker: str
     messages: tuple[Message, ...]
+    """Exactly what it sees, turns with tools included."""
     kind: Literal["step_started"] = "step_started"
 
 
@@ -283,6 +349,19 @@ class StepDelta:
     index: int
     text: str
     kind: Literal["step_delta"] = "step_delta"
+
+
+@dataclass(frozen=True, slots=True)
+class StepSuspended:
+    """A step's worker asks for tools; the step goes on when all results are there."""
+
+    at: float
+    index: int
+    messages: tuple[Message, ...] = ()
+    """What the worker saw before any turn with tools; empty if an earlier turn has told it."""
+    turn: ToolTurn | None = None
+    """What it asked for; None if the step is a run of its own, in which somebody did."""
+    kind: Literal["step_suspended"] = "step_suspended"
 
 
 @dataclass(frozen=True, slots=True)
@@ -329,6 +408,7 @@ Event = (
     | CallRetried
     | StepStarted
     | StepDelta
+    | StepSuspended
     | StepFinished
     | NestedEvent
     | RunFinished
@@ -428,6 +508,8 @@ class Run:
     most_rounds: int = 1
     parent: str = ""
     """Id of the run that this one repeats in part."""
+    tool_steps: ToolSteps = "last"
+    """Which steps may use the tools of ``asked``."""
     asked: Call | None = None
     """What was asked, if it was more than a query: a conversation, and how the answer is to be
     decoded. ``query`` is its text."""
@@ -478,6 +560,11 @@ class Run:
         return self.current.steps
 
     @property
+    def open_calls(self) -> tuple[ToolCall, ...]:
+        """The calls of tools whose results steps wait for, by step."""
+        return tuple(call for step in self.rounds[-1].steps for call in _open_calls(step))
+
+    @property
     def planning(self) -> tuple[PlanAttempt, ...]:
         """The Conductor's completions of all rounds."""
         return tuple(attempt for each in self.rounds for attempt in each.planning)
@@ -517,6 +604,7 @@ class Run:
 
     def _step_calls(self) -> Iterator[tuple[str, Account]]:
         for step in self._results():
+            yield from _turn_calls(step.turns)
             yield from ((each.worker, _lost(each)) for each in step.lost)
             if step.run is not None:
                 yield from step.run._step_calls()
@@ -564,6 +652,21 @@ def _total(accounts: Sequence[Account]) -> Account:
 
 def _account(usage: Usage | None, dollars: Decimal | None, failed: int = 0) -> Account:
     return Account(1, failed, usage or _UNCOUNTED, dollars or _NOTHING, int(dollars is None))
+
+
+def _turn_calls(turns: Iterable[ToolTurn]) -> Iterator[tuple[str, Account]]:
+    for turn in turns:
+        yield from ((each.worker, _lost(each)) for each in turn.lost)
+        if not turn.reused:
+            yield turn.worker, _account(turn.usage, turn.dollars)
+
+
+def _open_calls(step: StepResult) -> tuple[ToolCall, ...]:
+    if step.state is not StepState.SUSPENDED:
+        return ()
+    if step.run is not None:
+        return step.run.open_calls
+    return step.turns[-1].open_calls
 
 
 def _lost(attempt: Attempt) -> Account:
@@ -675,6 +778,11 @@ def _mark(result: StepResult) -> Mark:
         if result.because_of is not None:
             return Mark("skipped", f"step {result.because_of} failed")
         return Mark("skipped", result.failure.kind if result.failure else "")
+    if result.state is StepState.SUSPENDED:
+        names = ", ".join(dict.fromkeys(call.name for call in _open_calls(result)))
+        return Mark("running", f"waits for {names}")
+    if result.state is StepState.RUNNING:
+        return Mark("running")
     detail = f"{result.seconds:.1f} s"
     if result.usage:
         detail += f" · {result.usage.output_tokens} tokens"
@@ -705,13 +813,27 @@ def fold(events: Iterable[Event]) -> Run:
 class _OpenRound:
     """A round under way."""
 
-    __slots__ = ("earlier", "kept", "lost", "nested", "parsed", "pick", "planning", "steps")
+    __slots__ = (
+        "earlier",
+        "kept",
+        "lost",
+        "nested",
+        "parsed",
+        "pick",
+        "planning",
+        "seen",
+        "steps",
+        "turns",
+    )
 
     def __init__(self) -> None:
         self.planning: list[PlanAttempt] = []
         self.parsed: PlanParsed | None = None
         self.steps: dict[int, StepResult] = {}
         self.nested: dict[int, Record] = {}
+        self.turns: dict[int, list[ToolTurn]] = {}
+        # What steps with tools saw first, by step.
+        self.seen: dict[int, tuple[Message, ...]] = {}
         self.kept = False
         self.pick: Pick | None = None
         # Calls that came to nothing and are in no result yet, by step; None is planning.
@@ -725,6 +847,38 @@ class _OpenRound:
         if earlier := self.earlier.pop(result.index, None):
             result = replace(result, lost=(*earlier, *result.lost))
         self.steps[result.index] = result
+
+    def suspend(self, event: StepSuspended) -> None:
+        """Take in what a step asks for, with what was lost before."""
+        self.lost.pop(event.index, None)
+        self.seen.setdefault(event.index, event.messages)
+        if (turn := event.turn) is not None:
+            if earlier := self.earlier.pop(event.index, None):
+                turn = replace(turn, lost=(*earlier, *turn.lost))
+            self.turns.setdefault(event.index, []).append(turn)
+
+    def answer_tools(self, results: dict[str, str]) -> None:
+        """Take in what came of calls."""
+        for index, turns in self.turns.items():
+            if index in self.steps:
+                continue
+            last = turns[-1]
+            turns[-1] = replace(
+                last,
+                results=tuple(
+                    results.get(call.id) if known is None else known
+                    for call, known in zip(last.calls, last.results, strict=True)
+                ),
+            )
+        for record in self.nested.values():
+            record.answer_tools(results)
+
+    @property
+    def suspended(self) -> frozenset[int]:
+        """The steps that wait for tools."""
+        waiting = {index for index, turns in self.turns.items() if turns[-1].open_calls}
+        waiting |= {index for index, record in self.nested.items() if record.suspended}
+        return frozenset(waiting - self.steps.keys())
 
     def attempted(self, attempt: PlanAttempt) -> None:
         """Take in an attempt to plan, with what was lost before."""
@@ -756,6 +910,8 @@ class _OpenRound:
         """What each call took, also of steps without a result."""
         for attempt in self.planning:
             yield from _planning_calls(attempt)
+        for turns in self.turns.values():
+            yield from (each for _, each in _turn_calls(turns))
         for step in self.steps.values():
             yield from map(_lost, step.lost)
             called = step.state is StepState.DONE and not step.reused
@@ -789,14 +945,33 @@ class _OpenRound:
             planning=tuple(self.planning),
             plan=self.parsed.plan if self.parsed else None,
             source=self.parsed.source if self.parsed else None,
-            steps=tuple(self._result(index) for index in sorted(self.steps)),
+            steps=tuple(self._result(index) for index in sorted({*self.steps, *self.seen})),
             kept=self.kept,
             pick=self.pick,
         )
 
     def _result(self, index: int) -> StepResult:
-        result = self.steps[index]
+        result = self.steps.get(index) or self._unfinished(index)
+        if index in self.turns:
+            result = replace(result, turns=tuple(self.turns[index]))
         return replace(result, run=self.nested[index].run) if index in self.nested else result
+
+    def _unfinished(self, index: int) -> StepResult:
+        """Of a step that has asked for tools."""
+        state = StepState.SUSPENDED if index in self.suspended else StepState.RUNNING
+        turns = self.turns.get(index)
+        if turns is None:
+            assert self.parsed is not None
+            worker = str(self.parsed.plan.steps[index].worker)
+            return StepResult(index, worker, state, messages=self.seen[index])
+        return StepResult(
+            index,
+            turns[-1].worker,
+            state,
+            messages=self.seen[index],
+            started_s=turns[0].started_s,
+            seconds=turns[-1].started_s + turns[-1].seconds - turns[0].started_s,
+        )
 
 
 def _latest(rounds: Sequence[_OpenRound]) -> str | None:
@@ -817,6 +992,7 @@ class Record:
         self._state = RunState.RUNNING
         self._failure: Failure | None = None
         self._budget = Budget()
+        self._asked: Call | None = None
         self._rounds = [_OpenRound()]
 
     def add(self, event: Event) -> None:
@@ -833,10 +1009,12 @@ class Record:
         match event:
             case StepFinished():
                 self._rounds[-1].finish(event.result)
+            case StepSuspended():
+                self._rounds[-1].suspend(event)
             case NestedEvent():
                 self.nested(event.index).add(event.event)
             case RunStarted():
-                self._start, self._budget = event, event.budget
+                self._start, self._budget, self._asked = event, event.budget, event.asked
             case PlanAttempted():
                 self._rounds[-1].attempted(event.attempt)
             case WorkerPicked():
@@ -854,14 +1032,83 @@ class Record:
             case RunResumed():
                 finished = self._state is not RunState.RUNNING
                 self._rounds[-1].reopen(planned=finished)
+                self.answer_tools({each.call: each.text for each in event.results})
                 self._state, self._failure = RunState.RUNNING, None
                 self._budget = event.budget
+                self._asked = event.asked or self._asked
             case RunFinished():
                 self._state, self._failure = event.state, event.failure
 
     def nested(self, index: int) -> Record:
         """The record of the run inside a step of the present round."""
         return self._rounds[-1].nested.setdefault(index, Record())
+
+    def answer_tools(self, results: dict[str, str]) -> None:
+        """Take in what came of calls of tools, by their ids."""
+        if results:
+            self._rounds[-1].answer_tools(results)
+
+    def missing(self, results: Iterable[ToolResult]) -> tuple[ToolResult, ...]:
+        """Leave out those of some results that the run has already.
+
+        Raises:
+            ToolError: If nobody in the run asked for one of them, or does no more, or it has
+                another one already.
+        """
+        known = dict(self._tool_results(open_round=True))
+        new: dict[str, ToolResult] = {}
+        for each in results:
+            if each.call not in known:
+                raise ToolError(f"{self._told()}: no step of it made the call {each.call}")
+            there, waits = known[each.call]
+            there = new[each.call].text if each.call in new else there
+            if there is not None and there != each.text:
+                told = "has its result already, and another one; each counts once"
+                raise ToolError(f"{self._told()}: the call {each.call} {told}")
+            if there is None and not waits:
+                told = "is not open any more: the run has gone on without its result"
+                raise ToolError(f"{self._told()}: the call {each.call} {told}")
+            if there is None:
+                new[each.call] = each
+        return tuple(new.values())
+
+    def _told(self) -> str:
+        return f"run {self._start.run}" if self._start else "a run"
+
+    def _tool_results(self, *, open_round: bool) -> Iterator[tuple[str, tuple[str | None, bool]]]:
+        """Each call of a tool with its result so far, and whether its step waits for it."""
+        for one in self._rounds:
+            current = open_round and one is self._rounds[-1]
+            for index, turns in one.turns.items():
+                for turn in turns:
+                    waits = current and turn is turns[-1] and index not in one.steps
+                    for call, result in zip(turn.calls, turn.results, strict=True):
+                        yield call.id, (result, waits)
+            for index, record in one.nested.items():
+                inner = current and index not in one.steps
+                yield from record._tool_results(open_round=inner)
+
+    def turns(self, index: int) -> tuple[ToolTurn, ...]:
+        """The turns with tools of a step of the present round, its own or those taken over."""
+        present = self._rounds[-1]
+        if index in present.turns:
+            return tuple(present.turns[index])
+        return present.steps[index].turns if index in present.steps else ()
+
+    @property
+    def suspended(self) -> frozenset[int]:
+        """The steps of the present round that wait for tools."""
+        return self._rounds[-1].suspended
+
+    @property
+    def budget(self) -> Budget:
+        """What the run may take, as it was last told."""
+        return self._budget
+
+    @property
+    def asked(self) -> Call | None:
+        """What was asked, as it was last told."""
+        return self._asked
 
     @property
     def started(self) -> RunStarted | None:
@@ -901,7 +1148,7 @@ class Record:
 
     @property
     def settled(self) -> Collection[int]:
-        """The steps of the present round that have a result."""
+        """The steps of the present round that are done, failed or skipped."""
         return self._rounds[-1].steps.keys()
 
     @property
@@ -956,6 +1203,7 @@ class Record:
             budget=self._budget,
             most_rounds=self._start.rounds,
             parent=self._start.parent,
+            tool_steps=self._start.tool_steps,
             asked=self._start.asked,
             caller=self._start.caller,
             router=self._start.router,

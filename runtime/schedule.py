@@ -15,10 +15,12 @@ from grammar import Plan
 
 
 class StepState(StrEnum):
-    """Where a step is. Waiting and running are passing; the other three are final."""
+    """Where a step is. Waiting, running and suspended are passing; the others are final."""
 
     WAITING = "waiting"
     RUNNING = "running"
+    SUSPENDED = "suspended"
+    """Its worker has asked for tools and waits for the results. To the schedule it is running."""
     DONE = "done"
     FAILED = "failed"
     SKIPPED = "skipped"

@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 import anyio
 import sniffio
 
+from .calling import call_grammar, offered, template_turns, told_plainly, with_calls
 from .errors import FailureKind, ModelError, WorkerError
 from .models import INSTALL, PACKAGED, Progress, available, fetch, fetch_fast
 from .worker import (
@@ -40,6 +41,7 @@ from .worker import (
     Message,
     OnText,
     Sampling,
+    Tool,
     Usage,
     identity_of,
     ignore,
@@ -407,7 +409,12 @@ class LocalModel:
         try:
             self._load()
             assert self._tokenizer is not None
-            job.prompt = prompt_ids(self._tokenizer, job.call.messages)
+            job.prompt = prompt_ids(
+                self._tokenizer,
+                job.call.messages,
+                tools=job.call.tools,
+                demanded=job.call.tool_choice == "required",
+            )
             job.stream = _decode_stream()
             wanted = job.call.sampling.max_tokens or _MOST_TOKENS
             job.most_tokens = min(wanted, self._window - len(job.prompt))
@@ -593,13 +600,34 @@ class LocalWorker:
             WorkerError: Also if the call asks for what no model in this process does.
         """
         self._check(call)
+        tools, demanded = offered(call)
         grammar = call.grammar
-        if grammar is None and call.response_format:
+        if grammar is None and call.response_format and not demanded:
             grammar = _json_grammar(call.response_format)
+        if tools and (demanded or grammar):
+            grammar = call_grammar(tools, "" if demanded else grammar or "")
         messages = with_system(self.system, call.messages)
         sampling = call.sampling.over(self.sampling)
-        asked = replace(call, messages=messages, sampling=sampling, grammar=grammar)
-        return await self.model.complete(asked, on_text, adapter=self.adapter)
+        choice = "required" if demanded else None
+        asked = replace(
+            call,
+            messages=messages,
+            sampling=sampling,
+            grammar=grammar,
+            tools=tools,
+            tool_choice=choice,
+        )
+        if not tools:
+            return await self.model.complete(asked, on_text, adapter=self.adapter)
+        # What turns out to be a call is no text, so none is passed on before that is known.
+        written = await self.model.complete(asked, lambda text: on_text(""), adapter=self.adapter)
+        completion = with_calls(written, tools)
+        if demanded and not completion.tool_calls:
+            told = "the token limit cut its tool call off; raise max_tokens"
+            raise WorkerError(FailureKind.BAD_RESPONSE, f"{self.name}: {told}")
+        if completion.text:
+            on_text(completion.text)
+        return completion
 
     def _check(self, call: Call) -> None:
         sampling = call.sampling
@@ -652,7 +680,8 @@ def _threads() -> int:
     return max(1, (os.cpu_count() or 2) // 2)
 
 
-_ROLES = {"developer": "system"}  # the newer word for it, which templates don't know
+_ROLES: dict[str, Literal["system"]] = {"developer": "system"}
+"""Newer words, which templates don't know."""
 
 
 def _json_grammar(response_format: str) -> str | None:
@@ -671,23 +700,38 @@ def prompt_ids(
     messages: Sequence[Message],
     *,
     thinking: bool | None = None,
+    tools: Sequence[Tool] = (),
+    demanded: bool = False,
 ) -> list[int]:
     """Turn messages into token ids; only the chat template writes control tokens.
+
+    Tools are told through the template if it takes them, else in words, see
+    :mod:`runtime.calling`; ``demanded`` says that one has to be called.
 
     What a message holds of them, say "<|im_end|>", is encoded as the letters it is made of, or a
     worker could end its reader's turn and speak as the system. All other text keeps its ids, but
     for U+F0000 and U+F0001, with which transformers marks such places: content loses them.
     """
-    turns = [
-        {"role": _ROLES.get(message.role, message.role), "content": message.content}
-        for message in messages
-    ]
+    messages = [replace(each, role=_ROLES.get(each.role, each.role)) for each in messages]
     # A template that does not know the word passes it over.
     more: dict[str, Any] = {} if thinking is None else {"enable_thinking": thinking}
+    if _takes_tools(tokenizer):
+        if tools:
+            more["tools"] = [dict(each.declaration) for each in tools]
+    else:
+        messages = told_plainly(messages, tools, demanded=demanded)
+    turns = template_turns(messages)
     ids: list[int] = tokenizer.apply_chat_template(  # type: ignore[assignment]  # as return_dict says
         turns, add_generation_prompt=True, return_dict=False, sanitize_control_tokens=True, **more
     )
     return ids
+
+
+def _takes_tools(tokenizer: PreTrainedTokenizerFast) -> bool:
+    template = tokenizer.chat_template
+    if isinstance(template, dict):  # of several, transformers takes the one for tools by itself
+        return "tool_use" in template or "tools" in template.get("default", "")
+    return template is not None and "tools" in template and "tool_calls" in template
 
 
 def reading_ids(

@@ -454,7 +454,7 @@ async def grouped(messages: Sequence[Message]) -> str:
             Silent(""),
             Failure(
                 FailureKind.INTERNAL,
-                "x raised AttributeError: 'NoneType' object has no attribute 'text'",
+                "x raised AttributeError: 'NoneType' object has no attribute 'tool_calls'",
             ),
             id="worker-returns-nothing",
         ),

@@ -1,0 +1,190 @@
+"""Tools for models in this process: told by template or in words, read from text, or demanded."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from conductor import Conductor
+from runtime import (
+    Call,
+    Completion,
+    FailureKind,
+    FinishReason,
+    Journal,
+    LocalModel,
+    LocalWorker,
+    Message,
+    Pool,
+    RunState,
+    Sampling,
+    Tool,
+    ToolCall,
+    Usage,
+    WorkerError,
+    prompt_ids,
+)
+from runtime.calling import call_grammar, offered, told_plainly, with_calls
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+CITY = {
+    "type": "object",
+    "properties": {"city": {"type": "string"}, "unit": {"enum": ["C", "F"]}},
+    "required": ["city", "unit"],
+    "additionalProperties": False,
+}
+WEATHER = Tool("weather", "Tells the weather in a city.", CITY)
+TIME = Tool("time")
+ASKED = (Message("user", "What is the weather in Oslo?"),)
+
+
+@pytest.mark.parametrize(
+    ("choice", "names", "demanded"),
+    [
+        (None, ["weather", "time"], False),
+        ("auto", ["weather", "time"], False),
+        ("none", [], False),
+        ("required", ["weather", "time"], True),
+        ({"type": "function", "function": {"name": "time"}}, ["time"], True),
+        (
+            {
+                "type": "allowed_tools",
+                "allowed_tools": {
+                    "mode": "auto",
+                    "tools": [{"type": "function", "function": {"name": "time"}}],
+                },
+            },
+            ["time"],
+            False,
+        ),
+    ],
+)
+def test_a_choice_says_what_is_offered(choice: Any, names: list[str], demanded: bool) -> None:
+    """Tools that only servers know are not."""
+    tools = (WEATHER, TIME, Tool.of({"type": "web_search"}))
+    found, must = offered(Call(ASKED, tools=tools, tool_choice=choice))
+    assert ([each.name for each in found], must) == (names, demanded)
+
+
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "x"}}])
+def test_a_demand_that_nobody_can_meet_is_refused(choice: Any) -> None:
+    with pytest.raises(WorkerError, match="correct tool_choice") as refused:
+        offered(Call(ASKED, tools=(Tool.of({"type": "web_search"}),), tool_choice=choice))
+    assert refused.value.failure.kind is FailureKind.REJECTED
+
+
+CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Oslo"}}\n</tool_call>'
+
+
+@pytest.mark.parametrize(
+    ("written", "text", "arguments"),
+    [
+        (CALL, "", ['{"city": "Oslo"}']),
+        (f"I look.\n{CALL}\n{CALL}", "I look.", ['{"city": "Oslo"}'] * 2),
+        (CALL.removesuffix("\n</tool_call>"), "", ['{"city": "Oslo"}']),
+        ('```json\n{"name": "weather", "parameters": {}}\n```', "", ["{}"]),
+        ('{"name": "weather", "arguments": "{}"}', "", ["{}"]),
+        ('{"name": "weather"}', "", ["{}"]),
+        ('<tool_call>{"name": "weather", "argum', None, []),
+        ('<tool_call>{"name": "launch", "arguments": {}}</tool_call>', None, []),
+        ('{"name": "launch", "arguments": {}}', None, []),
+        ('{"name": "weather", "arguments": [1]}', None, []),
+        ("[" * 100_000, None, []),
+        ("It rains.", None, []),
+    ],
+)
+def test_calls_are_found_in_what_was_written(
+    written: str, text: str | None, arguments: list[str]
+) -> None:
+    """What is none stays text."""
+    completion = with_calls(Completion(written, usage=Usage(1, 2)), [WEATHER, TIME])
+
+    assert [call.arguments for call in completion.tool_calls] == arguments
+    assert completion.text == (written if text is None else text)
+    reason = FinishReason.TOOL_CALLS if arguments else FinishReason.STOP
+    assert (completion.finish_reason, completion.usage) == (reason, Usage(1, 2))
+
+
+def test_what_was_called_and_given_is_told_as_it_is_to_be_written() -> None:
+    """A call that is told reads back as the same call."""
+    call = ToolCall("x", "weather", '{"city": "Oslo"}')
+    asked = Message("assistant", "I look.", (call,))
+    told = told_plainly(
+        [*ASKED, asked, Message("tool", "Rain.", tool_call_id="x")], [WEATHER], demanded=False
+    )
+
+    system, user, assistant, tool = told
+    assert json.dumps(CITY) in system.content
+    assert user == ASKED[0]
+    assert assistant == Message("assistant", f"I look.\n{CALL}")
+    assert tool == Message("user", "<tool_response>\nRain.\n</tool_response>")
+    (again,) = with_calls(Completion(assistant.content), [WEATHER]).tool_calls
+    assert (again.name, again.arguments) == (call.name, call.arguments)
+    assert told_plainly([Message("system", "Be brief.")], [TIME], demanded=True)[
+        0
+    ].content.startswith("Be brief.\n\nYou may call")
+
+
+def test_a_template_that_takes_tools_is_given_them(tokenizer: PreTrainedTokenizerFast) -> None:
+    """And never a control token of what people and models wrote."""
+    from copy import deepcopy
+
+    knowing = deepcopy(tokenizer)
+    knowing.chat_template = (
+        "{% for tool in tools or [] %}[tool {{ tool.function.name }}]{% endfor %}"
+        "{% for message in messages %}<|im_start|>{{ message.role }} {{ message.content }}"
+        "{% for call in message.tool_calls or [] %}[{{ call.function.name }} "
+        "{{ call.function.arguments | tojson }}]{% endfor %}"
+        "{{ message.name }}<|im_end|>{% endfor %}"
+    )
+    messages = [
+        Message("developer", "Brief."),
+        *ASKED,
+        Message("assistant", "", (ToolCall("x", "weather", '{"<|im_end|>": 1}'),)),
+        Message("tool", "<|im_end|>", tool_call_id="x"),
+    ]
+    ids = prompt_ids(knowing, messages, tools=[WEATHER])
+    text = str(knowing.decode(ids))
+
+    assert text.startswith("[tool weather]<|im_start|>system Brief.")
+    assert "<|im_start|>tool <|im_end|>weather" in text
+    assert ids.count(knowing.convert_tokens_to_ids("<|im_end|>")) == len(messages)
+
+
+@pytest.mark.anyio
+async def test_a_small_model_makes_a_valid_call_where_one_is_demanded(
+    small_model: LocalModel, tmp_path: Path, anyio_backend_name: str
+) -> None:
+    """And goes on with its result: a round trip on the packaged model."""
+    if anyio_backend_name == "trio":
+        pytest.skip("once is enough: the engine is a thread of its own")
+    worker = LocalWorker("a", small_model, sampling=Sampling(temperature=0, max_tokens=48))
+    query = "What is the weather in Oslo?"
+    pieces: list[str] = []
+    named = {"type": "function", "function": {"name": "time"}}
+    call = Call((Message("user", query),), tools=(WEATHER, TIME), tool_choice=named)
+    completion = await worker.complete(call, pieces.append)
+    assert [(each.name, each.arguments) for each in completion.tool_calls] == [("time", "{}")]
+    assert (completion.text, "".join(pieces)) == ("", "")
+
+    with Journal(tmp_path / "runs.db") as journal:
+        team = Conductor(Pool([worker]), journal=journal)
+        run = await team.arun(query, worker="a", tools=[WEATHER], tool_choice="required")
+        (asked,) = run.open_calls
+        arguments = json.loads(asked.arguments)
+        assert set(arguments) == {"city", "unit"}
+        assert arguments["unit"] in ("C", "F")
+        run = await team.aresume(run.id, tool_results={asked.id: "Rain, 4 C."})
+    assert run.state is RunState.DONE
+    assert run.answer
+
+
+def test_a_grammar_that_allows_something_else_too_is_one_text() -> None:
+    text = call_grammar([WEATHER, TIME], "start: %json {}")
+    assert text.splitlines()[0] == "start: call0 | call1 | otherwise"
+    assert text.splitlines()[-1] == "otherwise: %json {}"

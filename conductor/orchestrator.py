@@ -650,11 +650,14 @@ class AnswerText:
     What is written by the last step of a plan is the answer, unless a later round follows. A call
     that breaks off is made again; its text goes on where it stood, if the new one begins with the
     same.
+
+    Args:
+        past: The run as it was, if it goes on.
     """
 
-    def __init__(self) -> None:
-        self._final: int | None = None
-        self._rounds = 1
+    def __init__(self, past: Run | None = None) -> None:
+        self._final = past.plan.final.index if past and past.plan else None
+        self._rounds = past.most_rounds if past else 1
         self._pieces: list[str] = []
         self._told = ""
         """What was given before a call broke off; pieces begin anew then."""
@@ -694,6 +697,8 @@ class AnswerText:
             WorkerError: If there is no answer, or the text that was given already turned out to be
                 another than the answer's.
         """
+        if run.state is RunState.SUSPENDED:
+            return ""
         if run.answer is None:
             failure = run.failure or Failure(FailureKind.CANCELLED, "the run was stopped")
             raise WorkerError(failure.kind, failure.message, retry_after_s=failure.retry_after_s)

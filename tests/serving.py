@@ -21,6 +21,7 @@ from runtime import (
     Message,
     OnText,
     Pool,
+    ToolCall,
     Usage,
 )
 
@@ -33,9 +34,11 @@ PLAN = (
 class Speaker(FunctionWorker):
     """Says its texts in turn, word by word, and keeps the calls that it gets."""
 
-    def __init__(self, name: str, *texts: str | Exception, usage: Usage | None = None) -> None:
+    def __init__(
+        self, name: str, *texts: str | Completion | Exception, usage: Usage | None = None
+    ) -> None:
         super().__init__(name, self._unused)
-        self.texts = list(texts)
+        self.texts: list[str | Completion | Exception] = list(texts)
         self.calls: list[Call] = []
         self.usage = usage or Usage(10, 3)
         self.finish_reason = FinishReason.STOP
@@ -51,6 +54,10 @@ class Speaker(FunctionWorker):
         text = self.texts[min(len(self.calls), len(self.texts)) - 1]
         if isinstance(text, Exception):
             raise text
+        if isinstance(text, Completion):
+            if text.text:
+                on_text(text.text)
+            return text
         try:
             for at, word in enumerate(text.split(" ")):
                 if at == 1 and self.holding is not None:
@@ -124,6 +131,14 @@ class Wire:
 def asked(model: str = "conductor", text: str = "Is tea healthy?", **more: Any) -> dict[str, Any]:
     """The body of a request for a chat completion."""
     return {"model": model, "messages": [{"role": "user", "content": text}], **more}
+
+
+def calling(*calls: tuple[str, str], text: str = "") -> Completion:
+    """A completion that asks for tools: names and arguments."""
+    made = tuple(
+        ToolCall(f"own{at}", name, arguments) for at, (name, arguments) in enumerate(calls)
+    )
+    return Completion(text, FinishReason.TOOL_CALLS, Usage(50, 9), "m", made)
 
 
 def events(body: str) -> list[Any]:

@@ -172,7 +172,7 @@ async def test_items_of_every_kind_become_messages() -> None:
     assert assistant.content == "I look."
     assert [(c.id, c.name, c.arguments, c.type) for c in assistant.tool_calls] == [
         ("c1", "f", "{}", "function"),
-        ("c2", "g", "free", "custom"),
+        ("c2", "g", '{"input": "free"}', "function"),
     ]
     assert [(m.role, m.content, m.tool_call_id) for m in results] == [
         ("tool", "seen", "c1"),
@@ -207,14 +207,15 @@ async def test_what_a_coding_assistant_sends_is_accepted() -> None:
     reply = await post(team, body)
 
     assert reply.status_code == 200, reply.text
-    assert [tool.name for tool in team.pro.calls[0].tools] == [
-        "f",
-        "mcp",
-        "web_search",
-        "apply_patch",
+    assert [tool.name for tool in team.pro.calls[0].tools] == ["f", "apply_patch"]
+    assert reply.headers["x-conductor-ignored"].split(", ") == [
+        "store",
+        "include",
+        "prompt_cache_key",
+        "client_metadata",
+        "tools[1].type namespace",
+        "tools[2].type web_search",
     ]
-    ignored = reply.headers["x-conductor-ignored"].split(", ")
-    assert sorted(ignored) == ["client_metadata", "include", "prompt_cache_key", "store"]
 
 
 # -- the table -----------------------------------------------------------------------------------

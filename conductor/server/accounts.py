@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from runtime import Account, PlanSource, Run, StepResult, Usage
+from runtime import Account, PlanSource, Run, StepResult, StepState, Usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,25 +31,52 @@ def last_step(run: Run) -> StepResult | None:
     return None
 
 
-def spent(runs: Iterable[Run]) -> Spent:
-    """Tokens of one or more runs."""
+def said(run: Run) -> str:
+    """What the last step said beside its calls of tools, if it waits for them."""
+    last = run.steps[-1] if run.steps else None
+    asks = last is not None and last.state is StepState.SUSPENDED and last.turns
+    return last.turns[-1].text if last is not None and asks else ""
+
+
+def spent(runs: Iterable[Run], before: Run | None = None) -> Spent:
+    """Tokens of one or more runs.
+
+    Args:
+        runs: The runs.
+        before: The first one as it was, if it went on; that is not counted again.
+    """
     answer, other = Usage(), Usage()
     for run in runs:
-        everything = run.usage + run.planning_usage
-        last = last_step(run)
-        own = last.usage if last and last.usage and not last.reused and not last.run else Usage()
+        own = _own(run)
         answer += own
-        other += Usage(
-            everything.input_tokens - own.input_tokens,
-            everything.output_tokens - own.output_tokens,
-            everything.cached_tokens - own.cached_tokens,
-        )
+        other += _less(run.usage + run.planning_usage, own)
+    if before is not None:
+        other = _less(other, before.usage + before.planning_usage)
     return Spent(answer, other)
 
 
-def chat_usage(runs: Iterable[Run]) -> dict[str, Any]:
+def _own(run: Run) -> Usage:
+    """Tokens of the call that gave the answer, or asked for tools in its place."""
+    last = last_step(run)
+    if last is None:
+        last = run.steps[-1] if run.steps else None
+        if last is None or last.state is not StepState.SUSPENDED or not last.turns:
+            return Usage()
+        return last.turns[-1].usage or Usage()
+    return last.usage if last.usage and not last.reused and not last.run else Usage()
+
+
+def _less(one: Usage, other: Usage) -> Usage:
+    return Usage(
+        one.input_tokens - other.input_tokens,
+        one.output_tokens - other.output_tokens,
+        one.cached_tokens - other.cached_tokens,
+    )
+
+
+def chat_usage(runs: Iterable[Run], before: Run | None = None) -> dict[str, Any]:
     """Usage as chat completions tell it."""
-    took = spent(runs)
+    took = spent(runs, before)
     return {
         "prompt_tokens": took.answer.input_tokens,
         "completion_tokens": took.answer.output_tokens,
@@ -65,9 +92,9 @@ def chat_usage(runs: Iterable[Run]) -> dict[str, Any]:
     }
 
 
-def responses_usage(runs: Iterable[Run]) -> dict[str, Any]:
+def responses_usage(runs: Iterable[Run], before: Run | None = None) -> dict[str, Any]:
     """Usage as responses tell it."""
-    took = spent(runs)
+    took = spent(runs, before)
     return {
         "input_tokens": took.answer.input_tokens,
         "input_tokens_details": {

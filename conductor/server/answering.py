@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,8 +20,11 @@ from runtime import (
     PlanSource,
     PoolError,
     Run,
+    RunStarted,
     RunState,
     StepDelta,
+    ToolError,
+    ToolResult,
     WorkerError,
     conversation_query,
     fold,
@@ -29,7 +32,7 @@ from runtime import (
 
 from ..estimate import estimate
 from ..orchestrator import AnswerText, Conductor
-from .accounts import last_step
+from .accounts import last_step, said
 from .ask import Ask
 from .json_form import problem, read_text
 from .policies import Policy
@@ -44,11 +47,13 @@ class Answers:
     """What came of an Ask."""
 
     choices: tuple[tuple[str, Run], ...]
-    """The text of each choice, and the run whose last step ended it."""
+    """The text of each choice, and its run: one that is suspended asks for tools."""
     runs: tuple[Run, ...]
     """All runs that were made, the first choice's first."""
     estimate: dict[str, Any] | None = None
     """Of a dry run."""
+    before: Run | None = None
+    """The run as it was, if it went on with results of tools."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +86,22 @@ class Answering:
         policy: How it is decided who does.
         ask: What is asked.
         on_event: Gets everything that happens in the runs of the choices.
+        past: The run that goes on, if one does.
+        results: What came of its calls of tools.
     """
 
-    def __init__(self, team: Conductor, policy: Policy, ask: Ask, on_event: OnEvent) -> None:
+    def __init__(
+        self,
+        team: Conductor,
+        policy: Policy,
+        ask: Ask,
+        on_event: OnEvent,
+        *,
+        past: Run | None = None,
+        results: Sequence[ToolResult] = (),
+    ) -> None:
+        self._past = past
+        self._results = results
         self._team = team if policy.name == "trinity" else team.planning()
         self._policy = policy
         self._ask = ask
@@ -95,7 +113,12 @@ class Answering:
     @property
     def runs(self) -> tuple[Run, ...]:
         """All runs so far, also those that failed or were stopped."""
-        stopped = [fold(events) for events in self._under_way.values() if events]
+        # One that went on has no beginning here; what it took is in the journal.
+        stopped = [
+            fold(events)
+            for events in self._under_way.values()
+            if events and isinstance(events[0], RunStarted)
+        ]
         return (*self._ended, *stopped)
 
     def _follow(self, index: int) -> Emit:
@@ -128,16 +151,27 @@ class Answering:
             choices: list[tuple[str, Run] | Refusal] = [await self._checked(first)]
             if ask.n > 1:
                 choices += await self._others(first)
+        except ToolError as error:  # another request brought other results meanwhile
+            raise Refusal(409, str(error), code="tool_results_conflict") from None
         except (PoolError, ValueError) as error:  # names that the caller wrote, rounds for one pick
             raise bad(str(error), "conductor", "not_possible") from None
         for choice in choices:
             if isinstance(choice, Refusal):
                 raise choice
         done = tuple(choice for choice in choices if not isinstance(choice, Refusal))
-        return Answers(done, (*self._extra, *(run for _, run in done)))
+        runs = (*self._extra, *(run for _, run in done))
+        return Answers(done, runs, before=self._past)
 
     async def _begin(self, index: int) -> Run:
         ask, wishes = self._ask, self._ask.wishes
+        if self._past is not None and index == 0:
+            run = await self._team.aresume(
+                self._past.id,
+                tool_results=self._results,
+                asked=self._call(0),
+                on_event=self._follow(0),
+            )
+            return self._over(0, run)
         effort = EFFORTS[ask.effort or "medium"]
         settings = self._team.pool.settings
         rounds: int | None = wishes.rounds or max(settings.rounds, effort.rounds)
@@ -156,6 +190,7 @@ class Answering:
             budget=self._budget(),
             rounds=rounds,
             steps=wishes.steps or effort.steps,
+            tool_steps=wishes.tools,
             on_event=self._follow(index),
         )
         return self._over(index, run)
@@ -223,6 +258,8 @@ class Answering:
         Raises:
             Refusal: If there is no answer, or it is of another form both times.
         """
+        if run.state is RunState.SUSPENDED:
+            return said(run), run
         text = answer_of(run)
         schema = self._ask.schema
         if schema is None:
@@ -233,13 +270,13 @@ class Answering:
         last = last_step(run)
         assert last is not None
         self._extra.append(run)
-        said = (
+        again_asked = (
             *last.messages,
             Message("assistant", text),
             Message("user", f"This is not of the form that was asked for: {wrong}. {_ONLY_JSON}"),
         )
         again = await self._team.arun(
-            replace(self._ask.call, messages=said), worker=last.worker, budget=self._budget()
+            replace(self._ask.call, messages=again_asked), worker=last.worker, budget=self._budget()
         )
         self._ended.append(again)
         text = answer_of(again)

@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from decimal import Decimal
+from functools import partial
 from typing import Any, Protocol
 from uuid import uuid4
 
@@ -31,13 +32,15 @@ from runtime import (
     RunState,
     StepFinished,
     StepStarted,
-    Usage,
+    ToolError,
+    ToolResult,
+    suspended_run,
 )
 
 from ..orchestrator import AnswerText, Conductor
 from . import chat, responses
 from .accounts import busy_s
-from .answering import Answering, Answers
+from .answering import Answering, Answers, OnEvent
 from .ask import Ask
 from .body import read_json
 from .keys import Account, Key, Keyring
@@ -299,22 +302,30 @@ class Server:
             self.open -= 1
             caller.account.leave()
 
-    def settle(self, caller: Caller, runs: Sequence[Run]) -> None:
-        """Enter what runs took, into the account of the client and the metrics."""
-        now = time.monotonic()
-        for run in runs:
-            self._runs[run.state.value] += 1
-            total = Usage()
+    def settle(self, caller: Caller, runs: Sequence[Run], before: Run | None = None) -> None:
+        """Enter what runs took, into the account of the client and the metrics.
+
+        Args:
+            caller: The client.
+            runs: The runs.
+            before: One of them as it was, if it went on: that is in the books already.
+        """
+        tokens, dollars = 0, Decimal(0)
+        for run, sign in (*((run, 1) for run in runs), *(((before, -1),) if before else ())):
+            if before is not None and not runs:
+                break
+            self._runs[run.state.value] += sign > 0
+            dollars += sign * run.dollars
             for worker, account in (*run.accounts.items(), ("planning", run.orchestration)):
                 if account.calls:
-                    total += account.usage
-                    self._took[worker, "calls"] += account.calls
-                    self._took[worker, "failed"] += account.failed
-                    self._took[worker, "input_tokens"] += account.usage.input_tokens
-                    self._took[worker, "output_tokens"] += account.usage.output_tokens
-                    self._dollars[worker] += account.dollars
-            tokens = total.input_tokens + total.output_tokens
-            caller.account.settle(now, tokens, run.dollars)
+                    usage = account.usage
+                    tokens += sign * (usage.input_tokens + usage.output_tokens)
+                    self._took[worker, "calls"] += sign * account.calls
+                    self._took[worker, "failed"] += sign * account.failed
+                    self._took[worker, "input_tokens"] += sign * usage.input_tokens
+                    self._took[worker, "output_tokens"] += sign * usage.output_tokens
+                    self._dollars[worker] += sign * account.dollars
+        caller.account.settle(time.monotonic(), tokens, dollars)
         if self._keys is not None and any(run.dollars for run in runs):
             self._keys.keep()
 
@@ -372,6 +383,25 @@ class Server:
         if run.failure is not None and run.answer is None:
             told["error"] = {"code": "server_error", "message": run.failure.message}
         return 200, told
+
+    def resumed(self, ask: Ask, caller: Caller) -> tuple[Run | None, tuple[ToolResult, ...]]:
+        """Find the run that goes on with the results of tools that a conversation ends with.
+
+        Returns:
+            The run and the results; None where there is no such run: then the conversation, results
+            included, is what is asked.
+        """
+        found = suspended_run(ask.call.messages)
+        if found is None or self.team.journal is None:
+            return None, ()
+        name, results = found
+        try:
+            record = self.team.journal.record(name)
+            record.missing(results)
+        except (JournalError, ToolError):
+            return None, ()
+        run = record.run
+        return (run, results) if run.caller == caller.name else (None, ())
 
     def continued(self, ask: Ask, caller: Caller) -> Ask:
         """Put the conversation of an earlier response before what is asked.
@@ -503,26 +533,31 @@ class _Answer:
         body = await read_body(scope, receive, server.limits.body_bytes)
         ask = self._wire.read(read_json(body))
         policy = caller.find(ask.model)
-        ask = server.continued(ask, caller)
+        past, results = server.resumed(ask, caller)
+        if past is None:
+            ask = server.continued(ask, caller)
         served.headers["x-conductor-policy"] = policy.pinned
         if ask.noted:
             served.headers["x-conductor-ignored"] = _ascii(", ".join(ask.noted))[:1000]
         async with server._entered(caller):
+            make = partial(Answering, caller.team, policy, ask, past=past, results=results)
             if ask.stream:
-                await self._stream(caller, policy, ask, served, receive, send)
+                await self._stream(make, caller, policy, ask, past, served, receive, send)
             else:
-                await self._whole(caller, policy, ask, served, receive, send)
+                await self._whole(make, caller, policy, ask, past, served, receive, send)
 
     async def _whole(
         self,
+        make: Callable[[OnEvent], Answering],
         caller: Caller,
         policy: Policy,
         ask: Ask,
+        past: Run | None,
         served: Served,
         receive: Receive,
         send: Send,
     ) -> None:
-        answering = Answering(caller.team, policy, ask, _unheard)
+        answering = make(_unheard)
         answers: Answers | None = None
         error: Exception | None = None
         async with anyio.create_task_group() as group:
@@ -532,7 +567,7 @@ class _Answer:
             except Exception as caught:  # raised again outside the group, which would wrap it
                 error = caught
             group.cancel_scope.cancel()
-        self._server.settle(caller, answering.runs)
+        self._server.settle(caller, answering.runs, past)
         if error is not None:
             raise error
         if answers is None:  # nobody is there any more
@@ -544,18 +579,18 @@ class _Answer:
 
     async def _stream(
         self,
+        make: Callable[[OnEvent], Answering],
         caller: Caller,
         policy: Policy,
         ask: Ask,
+        past: Run | None,
         served: Served,
         receive: Receive,
         send: Send,
     ) -> None:
         limits = self._server.limits
         told, heard = anyio.create_memory_object_stream[_Item](limits.unread)
-        answering = Answering(
-            caller.team, policy, ask, lambda index, event: told.send_nowait((index, event))
-        )
+        answering = make(lambda index, event: told.send_nowait((index, event)))
 
         async def work() -> None:
             try:
@@ -566,7 +601,8 @@ class _Answer:
             finally:
                 told.close()
 
-        stream = _Stream(ask, self._wire.Chunks(ask, policy.pinned, int(time.time())), served, send)
+        chunks = self._wire.Chunks(ask, policy.pinned, int(time.time()))
+        stream = _Stream(ask, chunks, served, send, past)
         error: Exception | None = None
         try:
             with heard:
@@ -579,7 +615,7 @@ class _Answer:
                         error = caught
                     group.cancel_scope.cancel()
         finally:
-            self._server.settle(caller, answering.runs)
+            self._server.settle(caller, answering.runs, past)
         if error is not None:
             raise error
         if not stream.ended:
@@ -592,7 +628,12 @@ _Item = tuple[int, Event] | Answers | Exception
 class _Stream:
     """A streamed answer: begun with its first text, so that a failure before is a real status."""
 
-    def __init__(self, ask: Ask, chunks: Chunks, served: Served, send: Send) -> None:
+    def __init__(
+        self, ask: Ask, chunks: Chunks, served: Served, send: Send, past: Run | None
+    ) -> None:
+        self._past = past
+        if past is not None:
+            chunks.begin(past.id)
         self._ask = ask
         self._chunks = chunks
         self._served = served
@@ -658,7 +699,9 @@ class _Stream:
         if self._ask.wishes.progress and index == 0:
             told = _progress(event)
             out += self._chunks.progress(told) if told else []
-        piece = self._texts.setdefault(index, AnswerText()).take(event)
+        if index not in self._texts:
+            self._texts[index] = AnswerText(None if index else self._past)
+        piece = self._texts[index].take(event)
         if piece and not self._held:
             out += self._chunks.text(index, piece)
         return out

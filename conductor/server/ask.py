@@ -15,7 +15,7 @@ from decimal import Decimal
 from enum import StrEnum
 from typing import Any
 
-from runtime import Call, Message, Sampling, Tool, mended
+from runtime import Call, Message, Sampling, Tool, ToolSteps, mended
 
 from .body import Fields
 from .json_form import check_schema
@@ -57,7 +57,7 @@ _BOTH = (
     Parameter("stream", _H, "server-sent events"),
     Parameter("temperature", _P, "0 to 2"),
     Parameter("top_p", _P, "0 to 1"),
-    Parameter("tools", _P, "any type is accepted; the worker's server knows which it has"),
+    Parameter("tools", _P, "functions and custom tools; those that servers run have no effect"),
     Parameter("tool_choice", _P),
     Parameter("parallel_tool_calls", _P),
     Parameter("service_tier", _N, f"{_PAID}; auto and default say nothing", ("auto", "default")),
@@ -140,7 +140,7 @@ class Wishes:
     """Plan and estimate, and go no further."""
     progress: bool = False
     """Tell in the stream what goes on."""
-    tools: str = "last"
+    tools: ToolSteps = "last"
     """Which steps may use the caller's tools: last or all."""
 
 
@@ -161,6 +161,9 @@ class Ask:
     """Parameters without effect."""
     previous: str = ""
     """Id of the run whose conversation goes on."""
+    free: frozenset[str] = frozenset()
+    """Names of tools whose input is free text and no JSON: workers know them as functions with one
+    argument, ``input``, since few servers know any other kind."""
     echo: Mapping[str, Any] = field(default_factory=dict)
     """What a reply gives back."""
 
@@ -209,7 +212,7 @@ def wishes(fields: Fields) -> Wishes:
         steps=said.whole("steps", 1, 16),
         dry_run=bool(said.flag("dry_run")),
         progress=bool(said.flag("progress")),
-        tools=said.one_of("tools", "last", "all") or "last",
+        tools="all" if said.one_of("tools", "last", "all") == "all" else "last",
     )
 
 
@@ -278,21 +281,37 @@ def response_format(form: Fields | None) -> tuple[str, Mapping[str, Any] | None]
     return json.dumps({"type": kind, "json_schema": told}), schema
 
 
-def tools(declared: Iterable[Fields], *, flat: bool) -> tuple[Tool, ...]:
+def tools(
+    declared: Iterable[Fields], *, flat: bool
+) -> tuple[tuple[Tool, ...], frozenset[str], tuple[str, ...]]:
     """Read the tools of a request.
 
     Args:
         declared: The list.
-        flat: Whether functions are as in the Responses API, without an object ``function``.
+        flat: Whether they are as in the Responses API, without an object ``function``. There,
+            custom tools become functions, and those that run on a server are left out.
+
+    Returns:
+        The tools, the names of those that take free text, and what was left out.
 
     Raises:
         Refusal: If one is broken.
     """
     read: list[Tool] = []
+    free: set[str] = set()
+    left_out: list[str] = []
     for each in declared:
         kind = each.needed("type", each.text("type"))
         inner = each if flat else (each.object("function") or each)
         name = inner.text("name")
+        if kind == "custom" and flat:
+            free.add(each.needed("name", name))
+            about = mended(each.text("description") or "")
+            read.append(Tool(str(name), about, _FREE))
+            continue
+        if kind != "function" and flat:
+            left_out.append(f"{each.at('type')} {mended(kind)[:40]}")
+            continue
         if kind != "function":
             read.append(Tool(name or kind, raw=each.values))
             continue
@@ -309,7 +328,15 @@ def tools(declared: Iterable[Fields], *, flat: bool) -> tuple[Tool, ...]:
                 raw,
             )
         )
-    return tuple(read)
+    return tuple(read), frozenset(free), tuple(left_out)
+
+
+_FREE = {
+    "type": "object",
+    "properties": {"input": {"type": "string"}},
+    "required": ["input"],
+    "additionalProperties": False,
+}
 
 
 def content(value: Any, where: str, kinds: Mapping[str, str]) -> tuple[str, str]:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from runtime import Call, FinishReason, Message, Run, ToolCall, mended
+from runtime import Call, FinishReason, Message, Run, RunState, ToolCall, mended
 
 from . import ask as asking
 from .accounts import chat_usage, disclosure, last_step
@@ -48,7 +48,7 @@ def read(body: dict[str, Any]) -> Ask:
             asking.sampling(fields, longest, chat=True),
             response_format=form,
             extra=json.dumps(passed) if passed else "",
-            tools=asking.tools(fields.objects("tools") or (), flat=False),
+            tools=asking.tools(fields.objects("tools") or (), flat=False)[0],
             tool_choice=choice,
             parallel_tool_calls=fields.flag("parallel_tool_calls"),
         ),
@@ -120,6 +120,8 @@ FINISH = {
 
 def finish_reason(run: Run) -> str:
     """Why an answer ended, in the API's words."""
+    if run.state is RunState.SUSPENDED:
+        return "tool_calls"
     last = last_step(run)
     return FINISH[last.finish_reason or FinishReason.STOP] if last else "stop"
 
@@ -153,17 +155,23 @@ def reply(ask: Ask, policy: str, created: int, answers: Answers) -> dict[str, An
         "choices": [
             {
                 "index": index,
-                "message": {"role": "assistant", "content": text, "refusal": None},
+                "message": _said(text, run),
                 "logprobs": None,
                 "finish_reason": finish_reason(run),
             }
             for index, (text, run) in enumerate(answers.choices)
         ],
-        "usage": chat_usage(answers.runs),
+        "usage": chat_usage(answers.runs, answers.before),
         "service_tier": "default",
         "system_fingerprint": policy.rpartition("@")[2],
         "conductor": disclosure(policy, answers.runs, answers.estimate),
     }
+
+
+def _said(text: str, run: Run) -> dict[str, Any]:
+    calls = [written(call) for call in run.open_calls]
+    told: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
+    return {**told, "content": text or None, "tool_calls": calls} if calls else told
 
 
 class Chunks:
@@ -212,10 +220,18 @@ class Chunks:
         told = {"conductor": disclosure(self._policy, answers.runs, answers.estimate)}
         chunks = []
         for index, (_, run) in enumerate(answers.choices):
-            delta = {} if index in self._begun else {"role": "assistant", "content": ""}
+            delta: dict[str, Any] = {}
+            if index not in self._begun:
+                delta = {"role": "assistant", "content": None if run.open_calls else ""}
+            for at, call in enumerate(run.open_calls):
+                piece = {**delta, "tool_calls": [{"index": at, **written(call)}]}
+                chunks.append(self._chunk(index, piece, None))
+                delta = {}
             chunks.append(self._chunk(index, delta, finish_reason(run)))
         if self._usage or not chunks:
-            chunks.append({**self._head, "choices": [], "usage": chat_usage(answers.runs)})
+            chunks.append(
+                {**self._head, "choices": [], "usage": chat_usage(answers.runs, answers.before)}
+            )
         chunks[-1] |= told
         return [*map(event, chunks), b"data: [DONE]\n\n"]
 

@@ -65,6 +65,7 @@ def read(body: dict[str, Any]) -> Ask:
     if previous and not previous.startswith(_PREFIX):
         told = f"there is no response {previous[:100]!r}"
         raise Refusal(404, told, param="previous_response_id", code="not_found")
+    tools, free, left_out = asking.tools(fields.objects("tools") or (), flat=True)
     choice = body.get("tool_choice")
     if choice is not None and not isinstance(choice, str | dict):
         raise bad("tool_choice must be a text or an object", "tool_choice")
@@ -75,7 +76,7 @@ def read(body: dict[str, Any]) -> Ask:
             asking.sampling(fields, fields.whole("max_output_tokens", 1, 10**7), chat=False),
             response_format=form,
             extra=json.dumps(passed) if passed else "",
-            tools=asking.tools(fields.objects("tools") or (), flat=True),
+            tools=tools,
             tool_choice=_choice(choice),
             parallel_tool_calls=fields.flag("parallel_tool_calls"),
         ),
@@ -83,7 +84,8 @@ def read(body: dict[str, Any]) -> Ask:
         stream=bool(fields.flag("stream")),
         effort=effort,
         schema=schema,
-        noted=ignored,
+        noted=(*ignored, *left_out),
+        free=free,
         previous=previous.removeprefix(_PREFIX),
         echo={
             "instructions": instructions,
@@ -115,8 +117,8 @@ def _format(text: Fields) -> Fields | None:
 
 def _choice(choice: Any) -> Any:
     """A tool choice in the form of chat completions."""
-    if isinstance(choice, dict) and choice.get("type") == "function" and "name" in choice:
-        return {"type": "function", "function": {"name": choice["name"]}}
+    if isinstance(choice, dict) and choice.get("type") in ("function", "custom"):
+        return {"type": "function", "function": {"name": choice.get("name")}}
     return choice
 
 
@@ -168,11 +170,11 @@ def _part(part: dict[str, Any]) -> dict[str, Any]:
 
 
 def _called(item: Fields, *, custom: bool) -> ToolCall:
+    written = mended(item.text("input" if custom else "arguments") or "")
     return ToolCall(
         item.needed("call_id", item.text("call_id")),
         mended(item.needed("name", item.text("name"))),
-        mended(item.text("input" if custom else "arguments") or ""),
-        "custom" if custom else "function",
+        json.dumps({"input": written}) if custom else written,
     )
 
 
@@ -206,12 +208,13 @@ def reply(ask: Ask, policy: str, created: int, answers: Answers) -> dict[str, An
     reason = finish_reason(last) if last else "stop"
     done = reason not in ("length", "content_filter")
     items = [_item(run, text, "completed" if done else "incomplete")] if text else []
+    items += [_call_item(ask, call) for call in (last.open_calls if last else ())]
     return {
         **_response(ask, run, created, "completed" if done else "incomplete"),
         "completed_at": created,
         "output": items,
         "incomplete_details": None if done else {"reason": _INCOMPLETE[reason]},
-        "usage": responses_usage(answers.runs),
+        "usage": responses_usage(answers.runs, answers.before),
         "conductor": disclosure(policy, answers.runs, answers.estimate),
     }
 
@@ -246,6 +249,25 @@ def _item(run: str, text: str | None, status: str) -> dict[str, Any]:
         "status": status,
         "content": content,
     }
+
+
+def _call_item(ask: Ask, call: ToolCall) -> dict[str, Any]:
+    """A call of a tool, as the client declared it."""
+    told = {"call_id": call.id, "name": call.name, "status": "completed"}
+    if call.name not in ask.free:
+        return {
+            "id": f"fc_{call.id}",
+            "type": "function_call",
+            **told,
+            "arguments": call.arguments,
+        }
+    try:
+        given = json.loads(call.arguments)
+    except (ValueError, RecursionError):
+        given = call.arguments
+    written = given.get("input") if isinstance(given, dict) else None
+    text = written if isinstance(written, str) else call.arguments
+    return {"id": f"ctc_{call.id}", "type": "custom_tool_call", **told, "input": text}
 
 
 def _part_of(text: str) -> dict[str, Any]:
@@ -314,8 +336,24 @@ class Chunks:
                 part,
                 self._event("response.output_item.done", output_index=0, item=item),
             ]
+        for at, item in enumerate(whole["output"]):
+            if item["type"] != "message":
+                out += self._called(at, item)
         out.append(self._event(f"response.{whole['status']}", response=whole))
         return out
+
+    def _called(self, at: int, item: dict[str, Any]) -> list[bytes]:
+        custom = item["type"] == "custom_tool_call"
+        name = "input" if custom else "arguments"
+        kind = "response.custom_tool_call_input" if custom else "response.function_call_arguments"
+        where = {"item_id": item["id"], "output_index": at}
+        begun = {**item, name: "", "status": "in_progress"}
+        return [
+            self._event("response.output_item.added", output_index=at, item=begun),
+            self._event(f"{kind}.delta", **where, delta=item[name]),
+            self._event(f"{kind}.done", **where, **{name: item[name]}),
+            self._event("response.output_item.done", output_index=at, item=item),
+        ]
 
     def fail(self, refusal: Refusal) -> list[bytes]:
         """The end of a stream that breaks off: a terminal event of its own."""

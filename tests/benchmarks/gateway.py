@@ -89,7 +89,6 @@ def _closing(late, last):  # type: ignore[no-untyped-def]
 def _bare(url: str) -> None:
     """The baseline: Starlette takes the request, aiohttp sends it on, the answer is passed back."""
     import aiohttp
-    import uvicorn
     from starlette.applications import Starlette
     from starlette.requests import Request
     from starlette.responses import Response, StreamingResponse
@@ -275,7 +274,11 @@ def _compare(requests: int, rounds: int, streams: int, profile: str) -> None:
             _process("ours", url, "", "") as (ours, ours_pid),
             _process("ours", url, f"{folder}/j.db", "") as (kept, kept_pid),
         ):
-            parts = {"bare": (bare, bare_pid), "ours": (ours, ours_pid), "journal": (kept, kept_pid)}
+            parts = {
+                "bare": (bare, bare_pid),
+                "ours": (ours, ours_pid),
+                "journal": (kept, kept_pid),
+            }
             for stream in (False, True):
                 took: dict[str, list[float]] = {name: [] for name in parts}
                 for _ in range(rounds):

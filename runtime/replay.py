@@ -121,17 +121,17 @@ class _Replay:
         """The run, with what can't be worked out copied."""
         run = self._run
         taken = [each for each in run.rounds[0].steps if each.reused not in ("", "cache")]
-        carry = partial(
-            carry_out,
-            run.query,
-            self._pool(),
-            self._decide,
-            emit=self._follow,
-            rounds=len(run.rounds) if self._stopped else run.most_rounds,
-            plan_only=run.state is RunState.PLANNED,
-            taken=taken,
-        )
         try:
+            carry = partial(
+                carry_out,
+                run.query,
+                self._pool(),
+                self._decide,
+                emit=self._follow,
+                rounds=len(run.rounds) if self._stopped else run.most_rounds,
+                plan_only=run.state is RunState.PLANNED,
+                taken=taken,
+            )
             again = await carry(asked=run.asked, tool_steps=run.tool_steps, run=run.id)
             while results := self._results(again):  # of a run that failed by now, too
                 again = await carry(past=self._record, results=results)

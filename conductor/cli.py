@@ -266,6 +266,8 @@ def route(
     asked = _query(query)
     file = pool or (pool_file() if router is None else None)
     team = PoolFile.read(file) if file else None
+    if team is not None and not team.router and pool is None:
+        team = None  # the embedded router decides, and the pool that is found is none of its own
     chosen = Router.load(router or (team.router if team else "") or None)
     names = tuple(team.workers) if team else chosen.head.workers
     for name in (*(only or ()), *(without or ())):

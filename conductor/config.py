@@ -117,11 +117,18 @@ def load_pool(
         PoolError: If the file is wrong.
     """
     chosen = path or ("orchestra" if orchestra else pool_file())
-    return Pool.load(_found(chosen)) if chosen else embedded_pool(progress)
+    if not chosen:
+        return embedded_pool(progress)
+    pool = Pool.load(pool_path(chosen))
+    for worker in pool:
+        if isinstance(worker, LocalWorker):
+            worker.model.progress = progress
+    return pool
 
 
-def _found(path: str | Path) -> str | Path:
-    return ORCHESTRA if str(path) == "orchestra" and not Path(path).exists() else path
+def pool_path(path: str | Path) -> Path:
+    """The pool file of that name: ``orchestra`` is the one that comes with the package."""
+    return ORCHESTRA if str(path) == "orchestra" and not Path(path).exists() else Path(path)
 
 
 def pool_of(
@@ -139,4 +146,4 @@ def pool_of(
     if path is None and not run.pool:
         told = "its pool was made in Python; name a pool file with --pool, or use resume() there"
         raise PoolError(f"run {run.id}: {told}")
-    return Pool.load(_found(path or run.pool))
+    return Pool.load(pool_path(path or run.pool))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from .config import EMBEDDED, journal_file
+from .config import EMBEDDED, journal_file, pool_path
 
 if TYPE_CHECKING:
     from runtime import Budget, Journal
@@ -24,6 +24,7 @@ PoolOption = Annotated[
         "--pool",
         metavar="FILE",
         help="Pool file, or orchestra. [dim]Else conductor.toml, else embedded.[/dim]",
+        parser=pool_path,
     ),
 ]
 TeamOption = Annotated[

@@ -75,7 +75,8 @@ class Conductor:
     'HELLO'
 
     Args:
-        pool: The workers; the embedded small models if None.
+        pool: The workers; the embedded small models if None, those that the embedded router was
+            trained on if it decides.
         planner: Who writes plans: a Planner, a worker, or the name of one in the pool. The pool's
             own choice if None.
         router: Who picks a worker instead, without a plan: a Router, or its folder ("embedded" for
@@ -99,9 +100,9 @@ class Conductor:
         telemetry: Telemetry | None = None,
     ) -> None:
         if pool is None:
-            from .config import embedded_pool
+            from .config import EMBEDDED, ORCHESTRA, embedded_pool
 
-            pool = embedded_pool()
+            pool = Pool.load(ORCHESTRA) if router == EMBEDDED else embedded_pool()
         self.pool = pool
         self.journal = journal
         self.cache = cache

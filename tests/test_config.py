@@ -9,7 +9,7 @@ import platformdirs
 import pytest
 
 from conductor import LocalWorker, PoolError, Run, embedded_pool
-from conductor.config import journal_file, load_pool, pool_of
+from conductor.config import ORCHESTRA, journal_file, load_pool, pool_of
 
 POOL = '[workers.small]\nkind = "local"\n'
 
@@ -25,6 +25,21 @@ def test_the_journal_is_the_users_own_one_unless_another_is_named() -> None:
     assert journal_file({"CONDUCTOR_JOURNAL": ""}) == own
     assert journal_file({"CONDUCTOR_JOURNAL": "here.db"}) == Path("here.db")
     assert journal_file({"CONDUCTOR_JOURNAL": "off"}) is None
+
+
+def test_the_embedded_router_has_its_own_pool_unless_one_is_named(tmp_path: Path) -> None:
+    told: list[str] = []
+    (tmp_path / "pool.toml").write_text(POOL, encoding="utf-8")
+
+    orchestra = load_pool(progress=told.append, orchestra=True)
+    named = load_pool(tmp_path / "pool.toml", orchestra=True)
+
+    assert orchestra.source == load_pool("orchestra").source == str(ORCHESTRA)
+    workers = [worker for worker in orchestra if isinstance(worker, LocalWorker)]
+    assert len({id(worker.model) for worker in workers}) == 1
+    workers[0].model.progress("fetching")
+    assert told == ["fetching"]
+    assert named.names == ("small",)
 
 
 def test_a_run_goes_on_with_the_pool_that_it_used(

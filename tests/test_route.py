@@ -37,7 +37,9 @@ def folder(tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -
     """A folder with a router of three workers in it, and a pool with two of them."""
     weight = np.random.default_rng(1).normal(size=(3, 32)).astype(np.float32)
     head = Head(weight, ("ann", "bob", "cid"))
-    Router(head, Encoder(str(tiny_folder), system="s")).save(tmp_path / "trained")
+    Router(head, Encoder(str(tiny_folder), system="s", frame="{question}", lead="")).save(
+        tmp_path / "trained"
+    )
     (tmp_path / "pool.toml").write_text(POOL.format(model=tiny_folder), encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     return tmp_path

@@ -750,7 +750,10 @@ async def _run_steps(
             await work(ready[0])
 
     last = results.get(plan.final.index)
-    if last is None or last.state is StepState.DONE:
+    if last is None:  # steps wait for tools; or they were stopped, and this task is about to be
+        await anyio.lowlevel.checkpoint()
+        return None
+    if last.state is StepState.DONE:
         return None
     cause = last if last.because_of is None else results[last.because_of]
     assert cause.failure is not None

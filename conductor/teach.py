@@ -480,7 +480,7 @@ def add_worker(
     anchor: Annotated[
         float,
         typer.Option("--anchor", metavar="X", min=0, help="How firmly old decisions are held."),
-    ] = 1.0,
+    ] = 0.1,
     quiet: Quiet = False,
 ) -> None:
     """Teach a router one worker more: ask it what the others were asked, train its row."""

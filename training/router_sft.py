@@ -399,7 +399,7 @@ class Joining(BaseModel):
     tau: float = Field(default=1.0, gt=0)
     weight_decay: float = Field(default=1e-2, ge=0)
     components: int = Field(default=16, ge=1)
-    anchor: float = Field(default=1.0, ge=0)
+    anchor: float = Field(default=0.1, ge=0)
     """Weight of keeping the decisions between the others."""
     updates: int = Field(default=60, ge=1)
 

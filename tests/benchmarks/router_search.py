@@ -84,12 +84,9 @@ def main() -> None:
     test = examples.where(np.array(held_out, bool))
     print(f"{len(train)} training, {len(validation)} validation, {len(test)} test tasks")
     best = train.rewards.mean(axis=0).argmax()
-    print(
-        f"best single worker: {validation.rewards[:, best].mean():.3f} {test.rewards[:, best].mean():.3f}"
-    )
-    print(
-        f"oracle:             {validation.rewards.max(1).mean():.3f} {test.rewards.max(1).mean():.3f}"
-    )
+    sets = (validation.rewards, test.rewards)
+    print("best single worker:", *(f"{rewards[:, best].mean():.3f}" for rewards in sets))
+    print("oracle:            ", *(f"{rewards.max(1).mean():.3f}" for rewards in sets))
 
     folds = wordings(data.tasks(data.train), 3)
     for choose_by in ("validation", "wordings"):

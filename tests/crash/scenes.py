@@ -31,7 +31,10 @@ from runtime import (
     RunState,
     StepFinished,
     StepState,
+    StepSuspended,
     Terms,
+    Tool,
+    ToolCall,
     Worker,
 )
 
@@ -57,6 +60,8 @@ class Scene:
     """Picked to answer alone."""
     rounds: int = 1
     plan_only: bool = False
+    tools: bool = False
+    """Whether all steps may use tools."""
     state: RunState = RunState.DONE
     """How it ends."""
 
@@ -73,8 +78,13 @@ class Scene:
             plan=self.plan,
             worker=self.worker,
             rounds=self.rounds,
+            tools=TOOLS if self.tools else (),
+            tool_steps="all",
             on_event=on_event,
         )
+
+
+TOOLS = (Tool("look"), Tool("count"))
 
 
 def _plan(*steps: tuple[str, Sequence[int]], inner: Sequence[int] = ()) -> Plan:
@@ -107,6 +117,13 @@ SCENES = (
         state=RunState.FAILED,
     ),
 )
+
+
+WITH_TOOLS = (
+    Scene("tools", _plan(("ant", ()), ("bee", ()), ("cat", [0]), ("ant", [1, 2])), tools=True),
+    Scene("tools inside", _plan(("bee", ()), (SELF, [0]), inner=[1]), tools=True),
+)
+"""Runs whose steps ask for tools: two at once, then one more, before they reply."""
 
 
 def team_of(make: Callable[[str], Worker], journal: Journal | None = None) -> Conductor:
@@ -171,6 +188,26 @@ def _text(workers: list[int], access: list[list[int]]) -> str:
     return f"subtasks = {json.dumps(subtasks)}\nworkers = {workers}\naccess = {access}\n"
 
 
+def asks_for(model: str, messages: Sequence[Message]) -> list[ToolCall]:
+    """The tools that a worker asks for before it replies; none if it replies."""
+    if model not in ABLE or not any(_TOOLED.search(each.content) for each in messages):
+        return []
+    given = sum(each.role == "tool" for each in messages)
+    names = {0: ["look", "count"], 2: ["look"]}.get(given, [])
+    told = call_id(messages)
+    return [
+        ToolCall(f"{told}-{at}", name, json.dumps({"for": told})) for at, name in enumerate(names)
+    ]
+
+
+_TOOLED = re.compile(r"\btools(?: inside)? no\. ")
+
+
+def gave(call: ToolCall) -> str:
+    """What a tool gives."""
+    return f"{call.name} gave something for {call.arguments}"
+
+
 # -- what is compared -------------------------------------------------------------------------
 
 
@@ -184,6 +221,8 @@ def finished_calls(events: Sequence[Event]) -> list[str]:
             case StepFinished(result=result) if result.state is StepState.DONE:
                 if result.worker != SELF and not result.reused:
                     found.append(replied(result.text))
+            case StepSuspended(turn=turn) if turn is not None:
+                found.append(replied(turn.text))
             case PlanAttempted(attempt=attempt) if attempt.failure is None:
                 found.append(replied(attempt.text))
     return found

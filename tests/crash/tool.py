@@ -27,8 +27,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -47,15 +46,31 @@ from runtime import (
     PlanStarted,
     Record,
     RunState,
+    RunSummary,
     StepDelta,
     StepStarted,
+    ToolCall,
     Usage,
     Worker,
     WorkerError,
 )
 
-from .scenes import BROKEN, FLAKY, SCENES, call_id, essence, finished_calls, reply, team_of
+from .scenes import (
+    BROKEN,
+    FLAKY,
+    SCENES,
+    WITH_TOOLS,
+    Scene,
+    asks_for,
+    call_id,
+    essence,
+    finished_calls,
+    gave,
+    reply,
+    team_of,
+)
 
+ALL = (*SCENES, *WITH_TOOLS)
 ROOT = Path(__file__).parents[2]
 KINDS = ("before", "after", "random")
 """Where a process dies: before the journal has an event, after that, or at any time."""
@@ -76,7 +91,7 @@ class Books:
         self.first = threading.Event()
         """Set by the first call since it was cleared."""
 
-    def answer(self, model: str, messages: Sequence[Message]) -> dict[str, str]:
+    def answer(self, model: str, messages: Sequence[Message]) -> dict[str, Any]:
         """Enter a call and say what it comes to."""
         self.first.set()
         with self.lock:
@@ -87,7 +102,8 @@ class Books:
             if model == FLAKY and self.calls[call] == 1:
                 return {"failure": FailureKind.OVERLOADED}
             self.answered[call] += 1
-            return {"text": reply(model, messages)}
+            asked = [asdict(each) for each in asks_for(model, messages)]
+            return {"text": reply(model, messages), "calls": asked}
 
 
 @contextmanager
@@ -135,7 +151,8 @@ def asks(port: int) -> Callable[[str], Worker]:
             said = json.loads(line)
             if "failure" in said:
                 raise WorkerError(FailureKind(said["failure"]), "on purpose")
-            return Completion(said["text"], usage=Usage(10, 2))
+            calls = tuple(ToolCall(**each) for each in said["calls"])
+            return Completion(said["text"], usage=Usage(10, 2), tool_calls=calls)
 
         return FunctionWorker(name, answer)
 
@@ -202,14 +219,24 @@ async def play(path: Path, port: int, number: int, kind: str, count: int) -> Non
                 file.write("\n".join(calls) + "\n")
 
     team = team_of(asks(port), journal)
+
+    async def carry(scene: Scene, past: RunSummary | None) -> None:
+        """Bring one run to its end, whatever tools it waits for: one result at a time."""
+        if past is None:
+            run = await scene.play(team, number, heard)
+        elif past.state is RunState.RUNNING:
+            run = await team.aresume(past.id, on_event=heard)
+        else:
+            run = journal.run(past.id)
+        while run.state is RunState.SUSPENDED:
+            call = run.open_calls[0]
+            result = {call.id: gave(call)}
+            run = await team.aresume(run.id, tool_results=result, on_event=heard)
+
     known = {each.query: each for each in journal.runs()}
     async with team, anyio.create_task_group() as group:
-        for scene in SCENES:
-            run = known.get(scene.query(number))
-            if run is None:
-                group.start_soon(scene.play, team, number, heard)
-            elif run.state is RunState.RUNNING:
-                group.start_soon(partial(team.aresume, run.id, on_event=heard))
+        for scene in ALL:
+            group.start_soon(carry, scene, known.get(scene.query(number)))
 
 
 # -- the driver ---------------------------------------------------------------------------------
@@ -337,7 +364,7 @@ class Pass:
         """Runs that have not come to their end."""
         with Journal(self.path) as journal:
             ended = {run.query: run.state for run in journal.runs()}
-        for scene in SCENES:
+        for scene in ALL:
             state = ended.get(scene.query(self.number))
             if state is not scene.state:
                 yield f"pass {self.number}: {scene.name} ended as {state}, not {scene.state}"
@@ -353,7 +380,7 @@ class Pass:
 
     def essences(self) -> dict[str, Any]:
         """By scene, what must not depend on having been killed."""
-        names = {scene.query(self.number): scene.name for scene in SCENES}
+        names = {scene.query(self.number): scene.name for scene in ALL}
         with Journal(self.path) as journal:
             runs = [journal.run(each.id) for each in journal.runs()]
         return {names[run.query]: _same_for_all(essence(run), self.number) for run in runs}
@@ -390,7 +417,7 @@ def main() -> None:
         verdict = drive(given.kills, given.seed, Path(folder), lambda line: print(line, flush=True))
     kinds = ", ".join(f"{verdict.kills[kind]} {kind}" for kind in KINDS)
     print(f"\n{verdict.killed} kills (seed {given.seed}): {kinds}")
-    print(f"{verdict.passes} passes of {len(SCENES)} runs, {verdict.calls:,} calls")
+    print(f"{verdict.passes} passes of {len(ALL)} runs, {verdict.calls:,} calls")
     print(f"{verdict.in_flight} answers were not on record yet when the process died")
     print(f"{len(verdict.wrong)} broken promises; {time.monotonic() - began:.0f} s")
     for each in verdict.wrong:

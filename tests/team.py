@@ -79,6 +79,8 @@ class Team:
         self.said = dict(SAID)
         self.calls: list[str] = []
         """Names of the models, in the order of the calls."""
+        self.asks: dict[str, list[dict[str, Any]]] = {}
+        """Tool calls of models that ask for tools before they reply, if they are offered any."""
         self.down: set[str] = set()
         """Models that answer with an error."""
         self.held: set[str] = set()
@@ -94,14 +96,17 @@ class Team:
         file.write_text(POOL.format(url=self.url) + more, encoding="utf-8")
         return file
 
-    def reply(self, name: str) -> tuple[int, dict[str, Any]]:
+    def reply(self, asked: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        name = asked["model"]
         self.calls.append(name)
         if name in self.held:
             self.reached.release()
             self.let_go.wait(60)
         if name in self.down:
             return 503, {"error": {"message": "too much to do"}}
-        message = {"role": "assistant", "content": self.said[name]}
+        message: dict[str, Any] = {"role": "assistant", "content": self.said[name]}
+        if asked.get("tools") and asked["messages"][-1]["role"] != "tool" and name in self.asks:
+            message = {"role": "assistant", "content": None, "tool_calls": self.asks[name]}
         choice = {"index": 0, "message": message, "finish_reason": "stop"}
         usage = {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110}
         return 200, {"model": name, "choices": [choice], "usage": usage}
@@ -115,7 +120,7 @@ def team() -> Iterator[Team]:
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            status, reply = models.reply(asked["model"])
+            status, reply = models.reply(asked)
             body = json.dumps(reply).encode()
             try:
                 self.send_response(status)

@@ -18,9 +18,10 @@ from pathlib import Path
 
 import pytest
 
+from conductor import Conductor, load_pool
 from conductor.cli import main
 from conductor.options import bounded, journal, moment
-from runtime import Budget, Journal, Run, RunState
+from runtime import Budget, Journal, Run, RunState, Tool
 from tests.team import PLAN, SAID, Team, team
 
 QUERY = "Is it safe to drink tea every day?"
@@ -505,3 +506,37 @@ def test_the_journal_of_tests_is_off() -> None:
     """So that nobody's own one is touched by them."""
     assert journal() is None
     assert journal(Path("x.db"), off=True) is None
+
+
+# -- runs that wait for tools --------------------------------------------------------------------
+
+
+def test_a_run_that_waits_for_tools_is_shown_and_gone_on_with(home: Path, models: Team) -> None:
+    """Who asked for what, under which id; with its result the answer comes."""
+    function = {"name": "look_up", "arguments": '{"word": "tea"}'}
+    models.asks["judge"] = [{"id": "own", "type": "function", "function": function}]
+    with Journal(home / "journal.db") as book:
+        team = Conductor(load_pool(home / "team.toml"), journal=book)
+        run = team.run(QUERY, tools=[Tool("look_up")])
+    (call,) = run.open_calls
+
+    listed = command("runs", "--state", "suspended", home=home)
+    assert run.id[:8] in listed.stdout
+    shown = command("show", "last", home=home).stdout
+    assert "suspended" in shown
+    assert re.search(r"calls +look_up {\"word\": \"tea\"}", shown)
+    assert f"for the result of {call.id}" in shown
+
+    waiting = command("resume", "last", home=home)
+    assert waiting.returncode == 1
+    assert f"{call.id}: look_up" in waiting.stderr
+    wrong = command("resume", "last", "--result", "call_x=a drink", home=home)
+    assert wrong.returncode == 2
+    assert "no step of it made the call call_x" in wrong.stderr
+
+    done = command("resume", "last", "--result", f"{call.id}=a drink", "-q", home=home)
+    assert (done.returncode, done.stdout) == (0, SAID["judge"] + "\n")
+    assert models.calls.count("judge") == 2
+    shown = command("show", "last", home=home).stdout
+    assert re.search(r"got +a drink", shown)
+    assert command("replay", "last", home=home).returncode == 0

@@ -481,6 +481,12 @@ def add_worker(
         float,
         typer.Option("--anchor", metavar="X", min=0, help="How firmly old decisions are held."),
     ] = 0.1,
+    cache: Annotated[
+        Path | None,
+        typer.Option(
+            "--cache", metavar="FILE", help="Replies. [dim]Else one in each folder.[/dim]"
+        ),
+    ] = None,
     quiet: Quiet = False,
 ) -> None:
     """Teach a router one worker more: ask it what the others were asked, train its row."""
@@ -497,7 +503,7 @@ def add_worker(
         team = load_pool(pool, remark).only(name)
         known = Router.load(folder).on(team)
         for each in labels:
-            _ask_newcomer(each, team, console)
+            _ask_newcomer(each, team, cache, console)
         with _stages(console) as stages:
             taught, found = joined_by(
                 known,
@@ -523,20 +529,31 @@ GROUPS = {"train": train, "router": router}
 # --- parts of the commands ---------------------------------------------------------------------
 
 
-def _ask_newcomer(folder: Path, team: Pool, console: Console) -> None:
+def _ask_newcomer(folder: Path, team: Pool, cache: Path | None, console: Console) -> None:
     """Ask a newcomer what the others of a folder of labels were asked, on the same terms."""
+    from contextlib import ExitStack
+
     import anyio
 
+    from runtime import CallCache
     from training import labels as on_file
 
     manifest = on_file.read_manifest(folder)
     tasks = on_file.read(folder).tasks
     repeats, seed = int(manifest["repeats"]), int(manifest.get("seed", 0))
     wanted = on_file.order(tasks, team, folder=folder, repeats=repeats, seed=seed)
-    with _measuring(wanted, console) as heard:
+    with ExitStack() as stack:
+        heard = stack.enter_context(_measuring(wanted, console))
+        calls = stack.enter_context(CallCache(cache)) if cache else None
         anyio.run(
             lambda: on_file.collect(
-                tasks, team, folder=folder, repeats=repeats, seed=seed, progress=heard
+                tasks,
+                team,
+                folder=folder,
+                repeats=repeats,
+                seed=seed,
+                cache=calls,
+                progress=heard,
             )
         )
 

@@ -294,8 +294,10 @@ def _fit(
     """Train one head; the one with the least validation loss is kept."""
     weights = np.where(train.decided, 1.0, settings.tie_weight)
     kept = weights > 0
-    checked = validation.where(validation.decided) if validation.decided.any() else validation
-    soft = targets(checked.rewards, setting.tau)
+    # All in the frame, where products are small: BLAS threads would wait for each other.
+    seen, decided = frame.seen(validation.states), validation.decided
+    decided = decided if decided.any() else ~decided
+    soft = targets(validation.rewards[decided], setting.tau)
     history: list[Update] = []
     best: tuple[float, Array] | None = None
     patience = settings.patience
@@ -309,10 +311,11 @@ def _fit(
         every=1,
     )
     for update, (theta, loss) in zip(range(1, settings.most_updates + 1), steps, strict=False):
-        weight = frame.head(theta)
-        against = _kl(soft, softmax(checked.states @ weight.T))
-        found = expected_reward(weight, validation), picked_reward(weight, validation)
-        history.append(Update(update, loss, against, *found))
+        chances = softmax(seen @ theta.T)
+        against = _kl(soft, chances[decided])
+        expected = float((chances * validation.rewards).sum(axis=1).mean())
+        picked = validation.rewards[np.arange(len(seen)), chances.argmax(axis=1)].mean()
+        history.append(Update(update, loss, against, expected, float(picked)))
         if best is None or against < best[0] - 1e-5:
             best, patience = (against, theta), settings.patience
         elif not (patience := patience - 1):
@@ -377,15 +380,15 @@ def descend(
         return loss
 
     threads = torch.get_num_threads()
-    while True:
-        torch.set_num_threads(1)  # the products are small; threads would wait for each other
-        try:
+    torch.set_num_threads(1)  # the products are small; threads would wait for each other
+    try:
+        while True:
             optimizer.step(closure)  # type: ignore[no-untyped-call]  # likewise
             with torch.no_grad():
                 told = float(kl(b + x @ theta.T))
-        finally:
-            torch.set_num_threads(threads)
-        yield theta.detach().numpy().copy(), told
+            yield theta.detach().numpy().copy(), told
+    finally:
+        torch.set_num_threads(threads)
 
 
 # --- a worker joins -------------------------------------------------------------------------------

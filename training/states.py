@@ -126,11 +126,28 @@ def frame_of(states: Array, components: int) -> Frame:
     along = mean / max(float(np.linalg.norm(mean)), 1e-12)
     level = scaled - mean
     level -= np.outer(level @ along, along)
-    _, sizes, directions = np.linalg.svd(level, full_matrices=False)
-    real = int((sizes > sizes[0] * 1e-4).sum()) if len(sizes) else 0
+    values, vectors = _eigen(level.T @ level / len(states))
+    real = int((values > values.max(initial=0.0) * 1e-8).sum())
     kept = min(components, real)
-    directions, sizes = directions[:kept], sizes[:kept] / np.sqrt(len(states))
+    directions, sizes = vectors.T[::-1][:kept], np.sqrt(values[::-1][:kept])
     return Frame(((directions / sizes[:, None]) / spread).T.astype(np.float32))
+
+
+def _eigen(symmetric: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Eigenvalues, rising, and vectors, in columns; on one thread.
+
+    numpy's would use all cores, whose threads wait for each other in turns: on a busy machine that
+    took 100 times as long.
+    """
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        values, vectors = torch.linalg.eigh(torch.from_numpy(symmetric))
+    finally:
+        torch.set_num_threads(threads)
+    return values.numpy(), vectors.numpy()
 
 
 def _key(question: str) -> str:

@@ -20,6 +20,7 @@ from rich.text import Text
 
 from grammar import visible
 
+from .config import pool_path
 from .options import JournalFile, NoJournal, Only, PoolOption, Quiet, Without, bounded, journal
 from .terminal import FAILED, INTERRUPTED, fail, remark, say, tell
 
@@ -272,7 +273,10 @@ def eval(
     pool: Annotated[
         Path | None,
         typer.Option(
-            "--pool", metavar="FILE", help="Pool file, for deciders that have to be carried out."
+            "--pool",
+            metavar="FILE",
+            help="Pool file, or orchestra, for deciders that have to be carried out.",
+            parser=pool_path,
         ),
     ] = None,
     compare_to: Annotated[

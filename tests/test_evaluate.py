@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -35,7 +36,7 @@ from training.evaluate import (
 )
 from training.graders import Number
 from training.labels import Labels, Row, line_of, write_manifest
-from training.report import markdown, table, to_json, write_report
+from training.report import _spread, markdown, table, to_json, write_report
 from training.tasks import Part, Split, Task, task, write_jsonl
 
 WORKERS = ("plain", "adder", "speller")
@@ -271,6 +272,19 @@ def test_a_failed_call_is_no_wrong_answer() -> None:
     assert not np.isnan(vote(given).scores).any()
 
 
+def test_what_is_lost_costs_nothing_in_the_means_and_is_counted() -> None:
+    adder = alone(MEASURED, "adder")
+    row = next(at for at, each in enumerate(TASKS) if section_of(each) is Section.ITEMS)
+    scores, calls, seconds = adder.scores.copy(), adder.calls.copy(), adder.seconds.copy()
+    scores[row] = calls[row] = seconds[row] = seconds[row + 3] = np.nan
+    lost = replace(adder, scores=scores, calls=calls, seconds=seconds)
+
+    found = evaluate(MEASURED, [lost], CHOICES, reference="worker:adder", resamples=50)
+
+    line = found.line("worker:adder", Section.ITEMS)
+    assert (line.tasks, line.lost, line.calls, line.seconds) == (59, 1, 1.0, 0.5)
+
+
 # -- the comparison ------------------------------------------------------------------------------
 
 
@@ -457,6 +471,19 @@ def test_markdown_has_a_table_for_each_section_whose_columns_line_up(
         lines = block.splitlines()
         if lines[0].startswith("|"):
             assert len({len(line) for line in lines}) == 1
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=15))
+def test_names_in_a_picture_keep_apart_and_inside(heights: list[float]) -> None:
+    """And stay where they are if there is room."""
+    wanted = sorted(heights)
+
+    found = _spread(wanted, 0.05, -0.02, 1.03)
+
+    assert all(b - a >= 0.05 - 1e-9 for a, b in itertools.pairwise(found))
+    assert found[0] >= -0.02 - 1e-9 and found[-1] <= 1.03 + 1e-9
+    if all(b - a >= 0.05 for a, b in itertools.pairwise(wanted)):
+        assert found == pytest.approx(wanted)
 
 
 def test_a_table_keeps_bars_in_cells_apart() -> None:

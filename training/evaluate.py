@@ -487,10 +487,11 @@ class Line:
     lost: int
     """Tasks without a score for technical reasons; they count for nobody it is compared with."""
     calls: float
-    """Means per task, from here on."""
+    """Means per task that has a score, from here on."""
     tokens: float
     deciding: float
     seconds: float
+    """Over those that no cache answered."""
     dollars: float
 
 
@@ -637,12 +638,13 @@ def evaluate(
             ]
         )
         part = each.where(keep)
-        known = ~np.isnan(part.scores).any(axis=1)
+        known = ~np.asarray(np.isnan(part.scores).any(axis=1))
         # Of families there are many, and nobody decides by the third digit of their intervals.
         common = {"resamples": resamples // 5 if family else resamples, "seed": seed}
         other = by_name[reference].where(keep).scores
         low, high = best.where(keep).scores, top.where(keep).scores
-        costs = (part.calls, part.tokens, part.deciding, part.seconds, part.dollars)
+        there = part.where(known)
+        costs = (there.calls, there.tokens, there.deciding, there.seconds, there.dollars)
         return Line(
             each.name,
             section,
@@ -653,10 +655,16 @@ def evaluate(
             int(known.sum()),
             part.scores.shape[1],
             int((~known).sum()),
-            *(float(cost.mean()) if cost.size else float("nan") for cost in costs),
+            *(
+                # How long a call took is not known where a cache answered it.
+                float(_mean(cost.ravel()) if cost is there.seconds else cost.sum() / cost.size)
+                if cost.size
+                else float("nan")
+                for cost in costs
+            ),
         )
 
-    there = [section for section in Section if section in sections]
+    present = [section for section in Section if section in sections]
     families = {
         section: tuple(
             dict.fromkeys(
@@ -665,7 +673,7 @@ def evaluate(
                 if at is section
             )
         )
-        for section in there
+        for section in present
     }
     tested = np.array([section is not None for section in sections])
     return Evaluation(
@@ -675,14 +683,14 @@ def evaluate(
         {each.name: each.about for each in outcomes},
         tuple(
             line(each, section, family)
-            for section in there
+            for section in present
             for family in ("", *families[section])
             for each in outcomes
         ),
         tuple(
             _routing(each, measured, section, family)
             for each in outcomes
-            for section in there
+            for section in present
             for family in families[section]
         ),
         tuple(_confusion(each.where(tested), measured.where(tested)) for each in outcomes),
@@ -690,7 +698,7 @@ def evaluate(
             _control(each, by_name, sections, section, resamples, seed)
             for each in outcomes
             if each.held_to in by_name
-            for section in there
+            for section in present
             if section in (Section.ITEMS, Section.PHRASINGS)
         ),
         tuple(planning),

@@ -192,8 +192,7 @@ def from_labels(
         for name, loaded in routers.items():
             if loaded[0].roles:
                 continue  # it is carried out
-            progress(f"{name} reads {len(tested.tasks)} tasks")
-            found.append(routed(name, loaded, tested, states))
+            found.append(routed(name, loaded, tested, states, _reads(name, progress)))
     if lineup.has("controls") and routers:
         progress("controls are trained on nonsense")
         encoder = next(iter(routers.values()))[0].encoder
@@ -327,7 +326,27 @@ def checkpoints(path: str | Path) -> tuple[Path, ...]:
     return found
 
 
-def routed(name: str, routers: Sequence[Router], tested: Measured, states: str | Path) -> Outcomes:
+def _reads(name: str, progress: Callable[[str], None]) -> Callable[[int, int], None]:
+    """Tell how far reading has come, now and then."""
+    told = -1
+
+    def read(done: int, total: int) -> None:
+        nonlocal told
+        tenth = 10 * done // max(total, 1)
+        if done < total and tenth > told:
+            told = tenth
+            progress(f"{name} reads tasks: {done:,} of {total:,}")
+
+    return read
+
+
+def routed(
+    name: str,
+    routers: Sequence[Router],
+    tested: Measured,
+    states: str | Path,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Outcomes:
     """Give what comes of a router's picks, a seed for each checkpoint.
 
     A worker that it doesn't know is never picked; one that was not measured may not be.
@@ -337,6 +356,7 @@ def routed(name: str, routers: Sequence[Router], tested: Measured, states: str |
         routers: One or more heads that were trained alike.
         tested: Labels of the tasks.
         states: Folder of hidden states.
+        progress: Is told how many tasks have been read, and of how many.
 
     Raises:
         EvaluationError: If it knows none of the workers.
@@ -350,7 +370,7 @@ def routed(name: str, routers: Sequence[Router], tested: Measured, states: str |
                 f"{name} knows {', '.join(router.head.workers)}; the labels have "
                 f"{', '.join(tested.workers)}: it was trained for another pool"
             )
-        read = states_of(tested.tasks, router.encoder, states)
+        read = states_of(tested.tasks, router.encoder, states, progress=progress)
         best = probabilities(router.head, read, allowed).argmax(axis=1)
         index = [
             tested.workers.index(worker) if worker in known else -1

@@ -309,7 +309,7 @@ def _style(line: Line, evaluation: Evaluation) -> dict[str, Any]:
         return {"marker": "x", "color": _PALE, "markerfacecolor": _PALE}
     if line.decider.startswith("worker:"):
         return {"marker": "o", "color": _PALE, "markerfacecolor": "white"}
-    if line.decider in (BEST, ORACLE, RANDOM, evaluation.reference):
+    if line.decider in (BEST, ORACLE, RANDOM, "random-sampled", evaluation.reference):
         return {"marker": "D", "color": _INK, "markerfacecolor": "white"}
     return {"marker": "o", "color": "#0b5fa5", "markerfacecolor": "#0b5fa5"}
 
@@ -398,13 +398,11 @@ def draw_costs(evaluation: Evaluation) -> Figure:
 
 def _name_points(panel: Axes, lines: Sequence[Line]) -> None:
     """Write the names to the right, one above the other, so that none covers another."""
-    right, gap, top = max(line.tokens for line in lines), 0.042, 1.03
-    lines = sorted(lines, key=lambda line: line.score.value)
-    heights = [line.score.value for line in lines]
-    for at in range(1, len(heights)):
-        heights[at] = max(heights[at], heights[at - 1] + gap)
-    for at, height in reversed(list(enumerate(heights))):  # what is pushed out comes down again
-        heights[at] = min(height, top if at + 1 == len(heights) else heights[at + 1] - gap)
+    right, lines = (
+        max(line.tokens for line in lines),
+        sorted(lines, key=lambda each: each.score.value),
+    )
+    heights = _spread([line.score.value for line in lines], 0.042, -0.02, 1.03)
     for line, height in zip(lines, heights, strict=True):
         named = panel.annotate(
             line.decider,
@@ -417,6 +415,29 @@ def _name_points(panel: Axes, lines: Sequence[Line]) -> None:
             arrowprops={"arrowstyle": "-", "color": "#c8c8c8", "linewidth": 0.5},
         )
         named.set_in_layout(False)  # it is inside the panel, and slow to measure
+
+
+def _spread(heights: Sequence[float], gap: float, least: float, most: float) -> list[float]:
+    """Move ascending heights apart, each as little as it takes, within bounds if they can hold all.
+
+    Those that are too close become a stack with its middle at their mean.
+    """
+    stacks: list[list[float]] = []
+    for height in heights:
+        stacks.append([height])
+        while len(stacks) > 1 and _bottom(stacks[-1], gap, least, most) - gap < (
+            _bottom(stacks[-2], gap, least, most) + gap * (len(stacks[-2]) - 1)
+        ):
+            last = stacks.pop()
+            stacks[-1] += last
+    return [
+        _bottom(stack, gap, least, most) + gap * at for stack in stacks for at in range(len(stack))
+    ]
+
+
+def _bottom(stack: Sequence[float], gap: float, least: float, most: float) -> float:
+    size = gap * (len(stack) - 1)
+    return max(least, min(sum(stack) / len(stack) - size / 2, most - size))
 
 
 def _or(value: float, other: float) -> float:

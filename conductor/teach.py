@@ -458,7 +458,7 @@ def train_router(
         _print_trained(trained.summary)
         say(str(found.output))
         if not trained.finished:
-            tell(f"stopped; `conductor train router {recipe} --resume` goes on")
+            tell("stopped; the same command with --resume goes on")
             raise typer.Exit(INTERRUPTED)
 
 

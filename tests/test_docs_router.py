@@ -16,6 +16,9 @@ from typer.testing import CliRunner
 from conductor import Encoder, Head, Router
 from conductor.cli import app
 from runtime import PoolFile
+from training.graders import Exact
+from training.labels import Labels
+from training.tasks import Split, task
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "router.md").read_text(encoding="utf-8")
@@ -34,7 +37,26 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Path:
     worker = f'kind = "local"\nmodel = "{tiny_folder}"\nmax_tokens = 4\n'
     pool = "".join(f"[workers.{name}]\n{worker}" for name in names)
     (folder / "conductor.toml").write_text(pool, encoding="utf-8")
+    for split in (Split.TRAIN, Split.VALIDATION):
+        _labels(split).write(folder / "runs" / "labels" / split)
+    recipe = (ROOT / "examples" / "recipes" / "router.toml").read_text(encoding="utf-8")
+    recipe += f'\n[backbone]\nmodel = "{tiny_folder}"\nsystem = ""\nframe = "{{question}}"\n'
+    (folder / "examples" / "recipes").mkdir(parents=True)
+    (folder / "examples" / "recipes" / "router.toml").write_text(recipe, encoding="utf-8")
     return folder
+
+
+def _labels(split: Split) -> Labels:
+    """Two workers of the pool, each good at one family; the third one is to join."""
+    tasks = [
+        task(family, f"{family} {number}", Exact(("x",)), split=split)
+        for family in ("ADD", "spell")
+        for number in (range(12) if split is Split.TRAIN else range(12, 18))
+    ]
+    scores = [
+        [[float((each.family == "ADD") == first)] for first in (True, False)] for each in tasks
+    ]
+    return Labels(tuple(tasks), ("brief", "creative"), np.array(scores, np.float32))
 
 
 @pytest.fixture(autouse=True)
@@ -57,6 +79,14 @@ def test_every_command_runs(line: str) -> None:
         assert sorted(rows) == ["brief", "creative", "steady"]
     elif words[1] == "run":
         assert "Router · " in done.stderr
+    elif words[1] == "train":
+        assert ("Nothing was trained" in done.stdout) == ("--dry-run" in words)
+        names = {"metrics.jsonl", "shares.svg", "confusion.svg", "loss.svg", "fitness.svg"}
+        if "--dry-run" not in words:
+            assert {each.name for each in Path("runs/trained").iterdir()} >= names
+    elif words[1] == "router":
+        assert Router.load("runs/grown").head.workers == ("brief", "creative", "steady")
+        assert "steady gets" in done.stdout
 
 
 @pytest.mark.parametrize("code", [code for kind, code in BLOCKS if kind == "python"])

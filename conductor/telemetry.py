@@ -964,8 +964,8 @@ class _Trace:
             attributes["conductor.step.tools"] = [call.name for call in turn.calls]
             if turn.reused:
                 attributes["conductor.reused"] = turn.reused
-        if step.calls is not None and turn is not None:
-            if turn.reused:
+        if step.calls is not None:
+            if turn is None or turn.reused:
                 step.calls.leave()
             else:
                 step.calls.answer(at, _Answer.asking(turn), turn.lost, step.messages)

@@ -716,7 +716,8 @@ async def _run_steps(
     texts = {
         index: result.text for index, result in results.items() if result.state is StepState.DONE
     }
-    ready = [each for each in _past(schedule, texts) if each not in session.record.suspended]
+    waiting = session.record.suspended
+    ready = [each for each in _past(schedule, texts) if each not in waiting]
 
     async with anyio.create_task_group() as group:
 

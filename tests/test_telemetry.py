@@ -72,7 +72,11 @@ from runtime import (
     StepResult,
     StepStarted,
     StepState,
+    StepSuspended,
     Terms,
+    Tool,
+    ToolCall,
+    ToolTurn,
     Usage,
     Worker,
     WorkerError,
@@ -597,6 +601,46 @@ async def test_a_run_that_goes_on_is_a_tree_of_its_own(tmp_path: Path) -> None:
     assert tree.children == [step(1, "b", (0,), told("b"), links=[])]
 
 
+async def test_a_step_that_waits_for_tools_ends_its_span_and_goes_on_in_another(
+    tmp_path: Path,
+) -> None:
+    """So does its run, which is no failure; what was called and given is told if asked for."""
+    seen = Seen(content=True)
+    asks = Completion("Hm.", FinishReason.TOOL_CALLS, tool_calls=(ToolCall("own", "look", "{}"),))
+    journal = Journal(tmp_path / "runs.db")
+    conductor = team(seen, scripted("a", asks, "done"), journal=journal)
+    run = await conductor.arun("Why?", worker="a", tools=[Tool("look")])
+    (call,) = run.open_calls
+    done = await conductor.aresume(run.id, tool_results={call.id: "found"})
+    assert done.state is RunState.DONE
+
+    first, second = seen.trees
+    assert (first.error, second.error) == (None, None)
+    assert first.attributes["conductor.run.state"] == "suspended"
+    assert second.attributes["conductor.run.state"] == "done"
+    (waiting,), (going,) = first.children, second.children
+    assert waiting.attributes["conductor.step.state"] == "suspended"
+    assert waiting.attributes["conductor.step.tools"] == ("look",)
+    assert going.attributes["conductor.step.state"] == "done"
+    (asked,), (answered,) = waiting.children, going.children
+    assert asked.attributes["gen_ai.response.finish_reasons"] == ("tool_calls",)
+    told = {"type": "tool_call", "id": call.id, "name": "look", "arguments": "{}"}
+    assert json.loads(asked.attributes["gen_ai.output.messages"])[0]["parts"] == [
+        {"type": "text", "content": "Hm."},
+        told,
+    ]
+    assert [
+        part
+        for message in json.loads(answered.attributes["gen_ai.input.messages"])
+        for part in message["parts"]
+    ][-2:] == [
+        {**told, "id": "own"},
+        {"type": "tool_call_response", "id": "own", "response": "found"},
+    ]
+    assert in_flight(seen) == {"a": 0}
+    assert seen.measured["conductor.steps"] == {("suspended", "a"): 1, ("done", "a"): 1}
+
+
 async def test_an_old_run_can_be_told_from_its_events() -> None:
     """By the times that the events tell, to the nanosecond."""
     seen = Seen()
@@ -1110,6 +1154,21 @@ loose: st.SearchStrategy[Event] = st.one_of(
     st.builds(CallRetried, times, st.none() | st.integers(0, 1), attempts, NAMES, times),
     st.builds(StepStarted, times, st.integers(0, 1), NAMES, st.just(())),
     st.builds(StepDelta, times, st.integers(0, 1), st.text()),
+    st.builds(
+        StepSuspended,
+        times,
+        st.integers(0, 1),
+        st.just(()),
+        st.none()
+        | st.builds(
+            ToolTurn,
+            NAMES,
+            st.just((ToolCall("c", "look", "{}"),)),
+            st.just(("own",)),
+            st.just((None,)),
+            lost=st.lists(attempts).map(tuple),
+        ),
+    ),
     st.builds(
         StepFinished,
         times,

@@ -433,6 +433,69 @@ async def test_a_server_that_is_to_stop_finishes_and_takes_no_more() -> None:
     assert (ready.status_code, statuses) == (503, [503, 200])
 
 
+# -- retries -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_tries_with_one_key_are_one_run(stream: bool) -> None:
+    """At the same time and afterwards: the reply is the same, byte for byte."""
+    team = Team()
+    team.judge.holding = anyio.Event()
+    bodies: list[str] = []
+    headers = {"idempotency-key": "once"}
+    async with client(team.server()) as http:
+
+        async def ask() -> None:
+            bodies.append((await http.post(CHAT, json=asked(stream=stream), headers=headers)).text)
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(ask)
+            group.start_soon(ask)
+            await anyio.wait_all_tasks_blocked()
+            team.judge.holding.set()
+        last = await http.post(CHAT, json=asked(stream=stream), headers=headers)
+
+    assert len(team.scribe.calls) == len(team.judge.calls) == 1
+    assert {*bodies, last.text} == {last.text}
+    assert last.headers["x-conductor-replayed"] == "true"
+    assert last.headers["x-conductor-run-id"]
+
+
+async def test_a_retry_finds_the_run_that_the_client_had_hung_up_on() -> None:
+    team = Team()
+    team.judge.holding = anyio.Event()
+    server, wire = team.server(), Wire(asked(), **{"idempotency-key": "once"})
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(server, wire.scope, wire.receive, wire.send)
+        await anyio.wait_all_tasks_blocked()
+        wire.gone.set()
+        await anyio.wait_all_tasks_blocked()
+        team.judge.holding.set()
+    async with client(server) as http:
+        body = json.dumps(asked())  # the same bytes
+        reply = await http.post(CHAT, content=body, headers={"idempotency-key": "once"})
+
+    assert reply.json()["choices"][0]["message"]["content"] == "Yes, in the morning."
+    assert len(team.judge.calls) == 1
+
+
+async def test_a_failure_is_not_kept_and_keys_are_for_one_request_of_one_client() -> None:
+    team = Team()
+    team.pro.texts = [WorkerError(FailureKind.REJECTED, "no"), "Tea warms."]
+    headers = {"idempotency-key": "once"}
+    async with client(team.server()) as http:
+        statuses = [
+            (await http.post(CHAT, json=asked("worker/pro"), headers=headers)).status_code
+            for _ in range(3)
+        ]
+        other = await http.post(CHAT, json=asked("worker/judge"), headers=headers)
+
+    assert statuses == [400, 200, 200]
+    assert len(team.pro.calls) == 2
+    assert (other.status_code, other.json()["error"]["code"]) == (422, "idempotency_mismatch")
+
+
 # -- what is told of what goes wrong -------------------------------------------------------------
 
 

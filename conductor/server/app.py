@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
 import time
 from collections import Counter, defaultdict
@@ -12,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from decimal import Decimal
 from functools import partial
+from hashlib import sha256
 from typing import Any, Protocol
 from uuid import uuid4
 
@@ -52,6 +54,8 @@ from .sse import KEEP_ALIVE
 _LOG = logging.getLogger(__name__)
 _ID = re.compile(r"[0-9a-f]{32}")
 _WATCH_S = 0.2
+_KEPT_S = 600.0
+_MOST_KEPT = 1000
 _RUN_STATUS = {RunState.RUNNING: "in_progress", RunState.CANCELLED: "cancelled"}
 
 
@@ -120,6 +124,20 @@ class Caller:
 
 
 @dataclass(slots=True)
+class Kept:
+    """The reply to a request with an idempotency key."""
+
+    digest: bytes
+    """Of the request."""
+    messages: list[Message] = field(default_factory=list)
+    """What was sent; empty until it is made."""
+    headers: dict[str, str] = field(default_factory=dict)
+    over: anyio.Event = field(default_factory=anyio.Event)
+    until: float = math.inf
+    """When it is forgotten."""
+
+
+@dataclass(slots=True)
 class Served:
     """One request, for the headers of its reply and for the metrics."""
 
@@ -160,6 +178,7 @@ class Server:
         self._created = int(time.time())
         self._callers: dict[str, Caller] = {}
         self._requests: Counter[tuple[str, int]] = Counter()
+        self._kept: dict[tuple[str, str], Kept] = {}
         self._runs: Counter[str] = Counter()
         self._took: Counter[tuple[str, str]] = Counter()
         self._dollars: defaultdict[str, Decimal] = defaultdict(Decimal)
@@ -384,6 +403,41 @@ class Server:
             told["error"] = {"code": "server_error", "message": run.failure.message}
         return 200, told
 
+    async def kept(self, caller: Caller, name: str, body: bytes) -> Kept:
+        """Find the reply to an idempotency key, waiting for it if it is being made; or begin one.
+
+        Raises:
+            Refusal: If the key is too long, or was used for another request.
+        """
+        if len(name) > 255:
+            raise bad("idempotency-key is longer than 255 characters", "idempotency-key")
+        at, digest = (caller.name, name), sha256(body).digest()
+        while True:
+            now = time.monotonic()
+            for old in [key for key, each in self._kept.items() if each.until < now]:
+                del self._kept[old]
+            known = self._kept.get(at)
+            if known is None:
+                if len(self._kept) >= _MOST_KEPT:
+                    told = "too many replies are kept for idempotency keys"
+                    raise Refusal(503, f"{told}; try again", retry_after_s=5.0)
+                self._kept[at] = Kept(digest)
+                return self._kept[at]
+            if known.digest != digest:
+                told = "this idempotency-key was used for another request"
+                raise Refusal(422, f"{told}; use a new one", code="idempotency_mismatch")
+            if known.over.is_set():
+                return known
+            await known.over.wait()
+
+    def settled(self, caller: Caller, name: str, kept: Kept, *, whole: bool) -> None:
+        """Keep a reply for a while, or forget it if it is none."""
+        if whole:
+            kept.until = time.monotonic() + _KEPT_S
+        else:
+            del self._kept[caller.name, name]
+        kept.over.set()
+
     def resumed(self, ask: Ask, caller: Caller) -> tuple[Run | None, tuple[ToolResult, ...]]:
         """Find the run that goes on with the results of tools that a conversation ends with.
 
@@ -539,7 +593,43 @@ class _Answer:
         served.headers["x-conductor-policy"] = policy.pinned
         if ask.noted:
             served.headers["x-conductor-ignored"] = _ascii(", ".join(ask.noted))[:1000]
-        async with server._entered(caller):
+        name = _header(scope, b"idempotency-key")
+        if not name:
+            await self._admitted(caller, policy, ask, past, results, served, receive, send)
+            return
+        kept = await server.kept(caller, name, body)
+        if kept.messages:
+            served.headers |= {**kept.headers, "x-conductor-replayed": "true"}
+            for message in kept.messages:
+                await send({**message})
+            return
+
+        async def keep(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                kept.headers = dict(served.headers)
+            kept.messages.append({**message})
+            await send(message)
+
+        whole = False
+        try:
+            # Whoever hangs up is expected to ask again: the run goes on, for the next try to find.
+            await self._admitted(caller, policy, ask, past, results, served, _forever, keep)
+            whole = True
+        finally:
+            server.settled(caller, name, kept, whole=whole)
+
+    async def _admitted(
+        self,
+        caller: Caller,
+        policy: Policy,
+        ask: Ask,
+        past: Run | None,
+        results: Sequence[ToolResult],
+        served: Served,
+        receive: Receive,
+        send: Send,
+    ) -> None:
+        async with self._server._entered(caller):
             make = partial(Answering, caller.team, policy, ask, past=past, results=results)
             if ask.stream:
                 await self._stream(make, caller, policy, ask, past, served, receive, send)
@@ -755,6 +845,12 @@ def _progress(event: Event) -> dict[str, Any] | None:
 
 def _unheard(index: int, event: Event) -> None:
     pass
+
+
+async def _forever() -> Message:
+    """Of a client that is not watched: nothing comes any more."""
+    await anyio.sleep_forever()
+    raise AssertionError
 
 
 async def _hung_up(receive: Receive, scope: anyio.CancelScope) -> None:

@@ -64,6 +64,7 @@ from .worker import (
     Worker,
     ignore,
     mended,
+    undemanding,
 )
 
 
@@ -251,15 +252,15 @@ class Session:
         plan, pick, asked = self.record.plan, self.record.pick, self.asked
         if asked is None:
             return Call(messages)
-        if again and not self.asked_anew and asked.tool_choice not in (None, "none"):
-            asked = replace(asked, tool_choice="auto")
+        if again and not self.asked_anew:
+            asked = replace(asked, tool_choice=undemanding(asked.tool_choice))
         answers = plan is None or index == plan.final.index
         if answers and (pick is None or pick.role in (None, Role.SOLVER)):
             return replace(asked, messages=messages)
         call = Call(messages, Sampling(seed=asked.sampling.seed))
-        if self.tool_steps == "last":
+        if answers or self.tool_steps == "last":  # who thinks or verifies has none
             return call
-        choice = asked.tool_choice if asked.tool_choice in (None, "none") else "auto"
+        choice = undemanding(asked.tool_choice)
         parallel = asked.parallel_tool_calls
         return replace(call, tools=asked.tools, tool_choice=choice, parallel_tool_calls=parallel)
 

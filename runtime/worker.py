@@ -120,6 +120,16 @@ ToolChoice = str | Mapping[str, Any] | None
 """none, auto, required, or an object that names tools; None leaves it to the worker."""
 
 
+def undemanding(choice: ToolChoice) -> ToolChoice:
+    """The choice without its demand that a tool be called: what is allowed stays."""
+    if choice in (None, "none"):
+        return choice
+    allowed = choice.get("allowed_tools") if isinstance(choice, Mapping) else None
+    if isinstance(choice, Mapping) and isinstance(allowed, Mapping):
+        return {**choice, "allowed_tools": {**allowed, "mode": "auto"}}
+    return "auto"
+
+
 def chosen_tool(choice: ToolChoice) -> str | None:
     """The name of the one tool that a choice demands, if it does."""
     if choice is None or isinstance(choice, str):

@@ -8,6 +8,7 @@ from functools import partial
 import pytest
 
 from runtime import FunctionWorker, Message, Tool, Worker, chosen_tool
+from runtime.worker import undemanding
 
 
 async def say(messages: Sequence[Message]) -> str:
@@ -76,3 +77,24 @@ def test_a_tool_is_json_that_can_be_kept() -> None:
 )
 def test_a_choice_may_name_one_tool(choice: object, name: str | None) -> None:
     assert chosen_tool(choice) == name  # type: ignore[arg-type]  # as it comes from outside
+
+
+NAMED = {"type": "function", "function": {"name": "f"}}
+
+
+@pytest.mark.parametrize(
+    ("choice", "left"),
+    [
+        (None, None),
+        ("none", "none"),
+        ("auto", "auto"),
+        ("required", "auto"),
+        (NAMED, "auto"),
+        (
+            {"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": [NAMED]}},
+            {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [NAMED]}},
+        ),
+    ],
+)
+def test_a_choice_without_its_demand_still_allows_the_same(choice: object, left: object) -> None:
+    assert undemanding(choice) == left  # type: ignore[arg-type]  # as it comes from outside

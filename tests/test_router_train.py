@@ -23,6 +23,7 @@ from training.router_train import (
     METRICS,
     Recipe,
     RecipeError,
+    Runs,
     Told,
     add_worker,
     dealt,
@@ -292,6 +293,31 @@ async def test_with_roles_turns_follow_one_another(encoder: Encoder, tmp_path: P
     assert done.rewards[1].tolist() == [0, 0, 0, 0]
     with pytest.raises(ValueError, match="no expected reward"):
         await problem.rollouts(theta, dice, "expect")
+
+
+def test_a_recipe_rewarded_by_runs_trains_a_head_with_roles(
+    recipe: Recipe, encoder: Encoder, tiny_folder: Path, tmp_path: Path
+) -> None:
+    """Every episode is a run of the pool of the recipe; its calls are kept."""
+    worker = f'kind = "local"\nmodel = "{tiny_folder}"\nmax_tokens = 2\n'
+    pool = tmp_path / "pool.toml"
+    pool.write_text("".join(f"[workers.{name}]\n{worker}" for name in WORKERS))
+    es = {"generations": 1, "population": 2, "replications": 2, "choose": "sample"}
+    recipe = recipe.model_copy(
+        update={
+            "stages": ("es",),
+            "rewards": "runs",
+            "runs": Runs(pool=pool, roles=True, turns=2),
+            "es": recipe.es.model_copy(update=es),
+        }
+    )
+
+    trained = train_router(recipe, encoder=encoder)
+
+    assert trained.router.head.weight.shape == (3 + 3, 32)
+    assert Router.load(recipe.output).roles
+    assert trained.summary["es"]["episodes"] == 4
+    assert (recipe.output / "calls.db").is_file()
 
 
 # --- the command ----------------------------------------------------------------------------------

@@ -110,8 +110,9 @@ class RunProblem:
         if self._stop():
             raise KeyboardInterrupt
         team = Conductor(self._pool, router=router, cache=self._cache)
-        asked = Call((Message("user", task.question),), Sampling(seed=repeat))
-        return await team.arun(asked)
+        if self._repeats == 1:  # the very call that labels are measured by, so caches are shared
+            return await team.arun(task.question)
+        return await team.arun(Call((Message("user", task.question),), Sampling(seed=repeat)))
 
     async def _all(self, episode: Callable[[Any], Any], numbers: Sequence[Any]) -> None:
         places = anyio.CapacityLimiter(self._concurrency)

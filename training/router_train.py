@@ -92,6 +92,9 @@ class Runs(_Table):
     repeats: int = Field(default=1, ge=1)
     """Different replies that a worker may give to the same call."""
     concurrency: int = Field(default=16, ge=1)
+    cache: Path | None = None
+    """Replies to use instead of calls, such as ``calls.db`` of a folder of labels; a file in the
+    folder of the router if there is none."""
 
 
 class Recipe(_Table):
@@ -509,7 +512,9 @@ def _es(
                 frame,
                 roles=recipe.runs.roles,
                 most_turns=recipe.runs.turns,
-                cache=stack.enter_context(CallCache(recipe.output / "calls.db")),
+                cache=stack.enter_context(
+                    CallCache(recipe.runs.cache or recipe.output / "calls.db")
+                ),
                 repeats=recipe.runs.repeats,
                 concurrency=recipe.runs.concurrency,
                 stop=stop,
@@ -523,7 +528,9 @@ def _es(
             "labels": data.digest,
             "backbone": encoder.digest,
             "settings": settings.model_dump(mode="json", exclude={"generations"}),
-            "runs": recipe.runs.model_dump(mode="json") if recipe.rewards == "runs" else None,
+            "runs": recipe.runs.model_dump(mode="json", exclude={"cache"})
+            if recipe.rewards == "runs"
+            else None,
             "seed": recipe.seed,
             "start": sha256(start.tobytes()).hexdigest()[:16],
         }

@@ -598,12 +598,13 @@ async def carry_out(
         session.tool_steps = past.started.tool_steps
         session.asked = past.asked
         if asked is not None:
+            session.asked_anew = True
             messages = past.asked.messages if past.asked is not None else ()
             session.asked = replace(asked, messages=messages)
-            session.asked_anew = True
+            asked = None if session.asked == past.asked else replace(asked, messages=())
         if past.suspended and left_s is not None and budget == past.budget:
             left_s = max(0.0, left_s - past.seconds)  # waiting for tools was no part of it
-        begin = RunResumed(session.now(), budget, new, session.asked if asked else None)
+        begin = RunResumed(session.now(), budget, new, asked)
     session.emit(begin)
     if session.broken is not None:  # nothing has been called yet
         raise session.broken

@@ -240,7 +240,8 @@ class RunResumed:
     results: tuple[ToolResult, ...] = ()
     """What came of calls of tools, those of nested runs too."""
     asked: Call | None = None
-    """How the answer is to be decoded and which tools there are from now on; as before if None."""
+    """How the answer is to be decoded and which tools there are from now on; as before if None. It
+    has no messages: they stay."""
     kind: Literal["run_resumed"] = "run_resumed"
 
 
@@ -1035,7 +1036,9 @@ class Record:
                 self.answer_tools({each.call: each.text for each in event.results})
                 self._state, self._failure = RunState.RUNNING, None
                 self._budget = event.budget
-                self._asked = event.asked or self._asked
+                if event.asked is not None:
+                    messages = self._asked.messages if self._asked is not None else ()
+                    self._asked = replace(event.asked, messages=messages)
             case RunFinished():
                 self._state, self._failure = event.state, event.failure
 

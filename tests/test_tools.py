@@ -41,6 +41,7 @@ from runtime import (
     Record,
     RoundStarted,
     Run,
+    RunResumed,
     RunStarted,
     RunState,
     StepState,
@@ -252,6 +253,10 @@ async def test_who_has_to_call_a_tool_has_to_in_the_first_turn_only(journal: Jou
     assert [len(call.tools) for call in asker.calls] == [2, 2, 1]
     assert {call.messages[0] for call in asker.calls} == {Message("user", "q")}
     assert await areplay(run) == run
+    resumed = [each for each in journal.events(run.id) if isinstance(each, RunResumed)]
+    assert [each.asked for each in resumed] == [None, replace(asked, messages=())]
+    again = journal.record(run.id).asked
+    assert again == replace(asked, messages=asker.calls[0].messages)
 
 
 async def test_calls_of_tools_that_nobody_offered_do_not_count() -> None:

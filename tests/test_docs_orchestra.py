@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from conductor import load_pool
+from conductor import Router, load_pool
 from conductor.cli import app
 from training.players import PLAYERS, pool_text
 
@@ -76,3 +76,7 @@ def test_the_recipe_reads_and_writes_what_the_page_does() -> None:
 
 def test_the_shipped_pool_is_what_the_trainer_of_players_writes() -> None:
     assert (EMBEDDED / "orchestra.toml").read_text(encoding="utf-8") == pool_text(PLAYERS)
+
+
+def test_the_shipped_router_is_for_the_shipped_pool() -> None:
+    assert Router.load().head.workers == load_pool("orchestra").names

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from grammar import Plan, chain, diamond
 from runtime import Schedule, StepState
 
-WAITING, RUNNING, DONE, FAILED, SKIPPED = StepState
+WAITING, RUNNING, _, DONE, FAILED, SKIPPED = StepState
 
 
 @st.composite

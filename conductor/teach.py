@@ -59,7 +59,7 @@ SplitOption = Annotated[
     SplitName, typer.Option("--split", help="Of which split.", rich_help_panel=_TASKS)
 ]
 Wording = Annotated[
-    Literal["trained", "held-out", "all"],
+    Literal["trained", "held-out", "all", "sealed"],
     typer.Option("--wording", help="Phrasings of our own families.", rich_help_panel=_TASKS),
 ]
 Seed = Annotated[
@@ -689,7 +689,7 @@ def _gathered(
     sources: Sequence[str],
     limit: int,
     split: Any,
-    wording: Literal["trained", "held-out", "all"],
+    wording: Literal["trained", "held-out", "all", "sealed"],
     seed: int,
     columns: Any,
     apart: Sequence[Path],

@@ -268,3 +268,18 @@ def test_a_question_may_have_line_ends_of_any_kind(tmp_path: Path) -> None:
     write_jsonl(odd, tmp_path / "odd.jsonl")
 
     assert read_jsonl(tmp_path / "odd.jsonl") == odd
+
+
+@pytest.mark.parametrize("name", [each.name for each in FAMILIES.values() if not each.reserved])
+def test_sealed_phrasings_are_in_no_other_wording(name: str) -> None:
+    family = FAMILIES[name]
+
+    assert not {*family.sealed} & {*family.phrasings, *family.held_out}
+    for each in draw(name, 20, split=Split.TEST, wording="sealed"):
+        assert each.held_out_wording
+        assert grade(each.grader, each.answer, each.question) == 1.0
+
+
+def test_a_family_without_sealed_phrasings_says_so() -> None:
+    with pytest.raises(TaskError, match="largest has no sealed phrasings; ask for the held-out"):
+        draw("largest", 1, wording="sealed")

@@ -44,6 +44,8 @@ class Family:
     phrasings: tuple[str, ...]
     held_out: tuple[str, ...]
     """Never trained on."""
+    sealed: tuple[str, ...] = ()
+    """Neither trained on nor looked at while anything was chosen: for one last measurement."""
     reserved: bool = False
     """Whether deciders never train on it."""
     dealt_as: str = ""
@@ -423,6 +425,10 @@ FAMILIES: Mapping[str, Family] = {
                 "How much is {a} plus {b}?",
             ),
             ("Compute {a} + {b}.", "What do {a} and {b} make together?"),
+            sealed=(
+                "Please calculate {a} plus {b}.",
+                "{a} and {b} added up give what?",
+            ),
         ),
         Family(
             "stories",
@@ -461,6 +467,10 @@ FAMILIES: Mapping[str, Family] = {
                 "Arrange {list} with the smallest first.",
             ),
             ("Write {list} in increasing order.", "List these from lowest to highest: {list}"),
+            sealed=(
+                "Rearrange {list} from the smallest to the largest.",
+                "Rank these numbers, lowest first: {list}",
+            ),
         ),
         Family(
             "largest",
@@ -483,6 +493,10 @@ FAMILIES: Mapping[str, Family] = {
                 "Read {word} from the last letter to the first.",
             ),
             ("What is {word} spelled backwards?", "Turn round the order of these letters: {word}"),
+            sealed=(
+                "Give me the letters {word} back to front.",
+                "Flip this sequence of letters: {word}",
+            ),
         ),
         Family(
             "mirror",
@@ -505,6 +519,10 @@ FAMILIES: Mapping[str, Family] = {
                 "Name the {wanted} one: {one}; {two}.",
             ),
             ("Who is {wanted}, given that {one} and {two}?", "{one}, and {two}. The {wanted} is?"),
+            sealed=(
+                "{one}. Also, {two}. Tell me the name of the {wanted} person.",
+                "Knowing that {one} and that {two}, name whoever is {wanted}.",
+            ),
         ),
         Family(
             "geography",
@@ -516,6 +534,10 @@ FAMILIES: Mapping[str, Family] = {
                 "{name}: what is its {what}?",
             ),
             ("Tell me the {what} of {name}.", "What is {name}'s {what}?"),
+            sealed=(
+                "I need to know the {what} of {name}.",
+                "For {name}, state the {what}.",
+            ),
             shares=FEW,
         ),
         Family(
@@ -551,6 +573,10 @@ FAMILIES: Mapping[str, Family] = {
                 "They say: {one}; {two}; {three}. What does the majority say?",
                 "Pick the answer that occurs most often among {one}; {two}; {three}.",
             ),
+            sealed=(
+                "Votes came in for {one}, {two} and {three}. Which got the most?",
+                "Out of {one}; {two}; {three}, what was said by most?",
+            ),
         ),
         Family(
             "sentences",
@@ -564,6 +590,10 @@ FAMILIES: Mapping[str, Family] = {
             (
                 "Write one sentence in which both {one} and {two} occur.",
                 "Say something with {one} and {two} in it.",
+            ),
+            sealed=(
+                "Compose a sentence that mentions a {one} and a {two}.",
+                "I would like to read something with both {one} and {two} in it.",
             ),
         ),
     )

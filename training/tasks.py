@@ -215,10 +215,17 @@ def _chain_split(chain: Chain, items: tuple[Item, Item]) -> Split:
 
 
 def _phrasing(source: Family | Chain, wording: Wording, random: Random) -> tuple[str, bool]:
-    both = {"trained": source.phrasings, "held-out": source.held_out}
-    chosen = both.get(wording, (*source.phrasings, *source.held_out))
+    sealed = source.sealed if isinstance(source, Family) else ()
+    if wording == "sealed" and not sealed:
+        raise TaskError(f"{source.name} has no sealed phrasings; ask for the held-out ones")
+    chosen = {
+        "trained": source.phrasings,
+        "held-out": source.held_out,
+        "all": (*source.phrasings, *source.held_out),
+        "sealed": sealed,
+    }[wording]
     phrasing = random.choice(chosen)
-    return phrasing, phrasing in source.held_out
+    return phrasing, phrasing not in source.phrasings
 
 
 # --- other sources --------------------------------------------------------------------------------

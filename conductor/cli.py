@@ -24,7 +24,7 @@ from rich.text import Text
 
 from grammar import PlanError, visible
 
-from . import records, serve, teach
+from . import clients, records, serve, teach
 from .options import (
     Best,
     Calls,
@@ -86,6 +86,7 @@ models = typer.Typer(help="The small models that need no server.", no_args_is_he
 app.add_typer(models, name="models")
 for _command in (*records.COMMANDS, *teach.COMMANDS, serve.serve):
     app.command()(_command)
+app.command()(clients.config)
 app.add_typer(serve.keys, name="keys")
 for _name, _group in teach.GROUPS.items():
     if _group.registered_commands:

@@ -555,6 +555,10 @@ def init(
         Path, typer.Option("--output", "-o", metavar="FILE", help="Where to write.")
     ] = Path("conductor.toml"),
     force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False,
+    from_litellm: Annotated[
+        Path | None,
+        typer.Option("--from-litellm", metavar="FILE", help="Take the models of LiteLLM's file."),
+    ] = None,
 ) -> None:
     """Write a pool file from the keys in the environment and the servers on this machine."""
     import os
@@ -565,16 +569,39 @@ def init(
 
     if output.exists() and not force:
         fail(f"{output} exists; --force overwrites it, -o FILE writes elsewhere")
-    found = anyio.run(discover, os.environ)
+    if from_litellm is not None:
+        text = _of_litellm(from_litellm)
+    else:
+        found = anyio.run(discover, os.environ)
+        text = pool_toml(found)
+        for each in found:
+            say(f"found {each}")
+        if not found:
+            say("found no keys and no local servers; the file describes the embedded model")
     try:
-        output.write_text(pool_toml(found), encoding="utf-8")
+        output.write_text(text, encoding="utf-8")
     except OSError as error:
         fail(f"{output}: {error.strerror}")
-    for each in found:
-        say(f"found {each}")
-    if not found:
-        say("found no keys and no local servers; the file describes the embedded model")
     say(f"wrote {output}; `conductor pool` shows which workers answer")
+
+
+def _of_litellm(file: Path) -> str:
+    """A pool file of LiteLLM's configuration; says what is in it and what is not."""
+    from .litellm import LiteLLMError, pool_of_litellm
+
+    try:
+        imported = pool_of_litellm(read(file), str(file))
+    except LiteLLMError as error:
+        fail(str(error))
+    except ModuleNotFoundError as error:
+        if error.name != "yaml":
+            raise
+        fail("this needs what is not installed; pip install 'conductor-lm[yaml]'")
+    for name in imported.workers:
+        say(f"found {name}")
+    for line in imported.left:
+        remark(line)
+    return imported.text
 
 
 @app.command()

@@ -9,6 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from grammar import PlanError
+from runtime import Message, step_messages
 from training.families import CHAINS, FAMILIES
 from training.graders import Exact, Maths, Number, grade
 from training.tasks import (
@@ -23,6 +25,7 @@ from training.tasks import (
     read_jsonl,
     split_of,
     task,
+    voted,
     without,
     write_jsonl,
 )
@@ -121,6 +124,28 @@ def test_a_chain_falls_into_a_plan_of_parts_that_read_one_another(name: str) -> 
         assert [step.access for step in plan] == [(), (0,)]
         assert [part.family for part in each.parts] == list(CHAINS[name].parts)
         assert each.parts[-1].answer == each.answer
+
+
+def test_a_vote_is_several_attempts_at_the_question_and_one_step_that_reads_them_all() -> None:
+    base, put = draw("addition", 5), draw("voted-addition", 5)
+
+    for one, each in zip(base, put, strict=True):
+        plan = each.plan(["a", "b", "a", "judge"])
+        assert [step.subtask for step in plan][:3] == [one.question] * 3
+        assert [step.access for step in plan] == [(), (), (), (0, 1, 2)]
+        assert each.step_families == ["addition"] * 3 + ["tally"]
+        assert (each.question, each.grader, each.split) == (one.question, one.grader, one.split)
+        assert each.id != one.id
+        messages = step_messages(plan, 0, each.question, {})
+        assert messages == (Message("user", one.question),)  # as if it were asked alone
+    assert gather(["voted-addition"], 5) == put
+    assert voted(base[0], 5).plan(["a"] * 6).final.access == (0, 1, 2, 3, 4)
+    with pytest.raises(ValueError, match="a vote takes 2 attempts at one step; got 1 at addition"):
+        voted(base[0], 1)
+    with pytest.raises(ValueError, match="3 at addition-mirror"):
+        voted(draw("addition-mirror", 1)[0])
+    with pytest.raises(PlanError):
+        put[0].plan(["a", "b"])
 
 
 def test_a_family_that_has_too_few_says_how_many() -> None:

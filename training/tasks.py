@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from hashlib import sha256
 from pathlib import Path
@@ -22,7 +22,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from grammar import Plan
 
-from .families import CHAINS, FAMILIES, Chain, Family, Item
+from .families import CHAINS, FAMILIES, VERDICTS, Chain, Family, Item
 from .graders import Exact, Grader, GraderError, Gym, Maths, Number
 
 
@@ -74,21 +74,58 @@ class Task:
     """Whether it is of a family that deciders don't train on."""
     parts: tuple[Part, ...] = ()
     """How a composed task falls apart, in order; empty for others."""
+    votes: int = 0
+    """How many attempts its plan makes before a last step counts them; 0 for a task tried once."""
 
     @property
     def plan_subtasks(self) -> list[str]:
-        """The subtasks of the plan that solves it: its parts, or the question itself."""
+        """The subtasks of the plan that solves it: its parts, its attempts, or the question."""
+        if self.votes:
+            return [*[self.question] * self.votes, VERDICTS[0]]
         return [part.subtask for part in self.parts] or [self.question]
 
+    @property
+    def step_families(self) -> list[str]:
+        """Of which family each step of that plan is: who is good at that is good at the step."""
+        if self.votes:
+            return [*[self.family.removeprefix(VOTED)] * self.votes, TALLY]
+        return [part.family for part in self.parts] or [self.family]
+
     def plan(self, workers: Sequence[str]) -> Plan:
-        """The plan that solves it part by part: each reads the one before.
+        """The plan that solves it.
+
+        Parts read the one before. Attempts read nothing and are asked the question as it is, so
+        they are independent as far as their workers sample or differ; the last step reads them all.
 
         Args:
-            workers: Who does each part.
+            workers: Who does each step.
+
+        Raises:
+            grammar.PlanError: If there are more or fewer workers than steps.
         """
         subtasks = self.plan_subtasks
         access = [[at - 1] if at else [] for at in range(len(subtasks))]
+        if self.votes:
+            access = [*[[] for _ in range(self.votes)], list(range(self.votes))]
         return Plan.of(subtasks, list(workers), access)
+
+
+VOTED = "voted-"
+"""Before the name of a family whose tasks are put to a vote."""
+TALLY = "tally"
+"""The family of steps that count votes."""
+
+
+def voted(one: Task, votes: int = 3) -> Task:
+    """Put a task to a vote: the same question, to be tried several times and counted.
+
+    Raises:
+        ValueError: If there are fewer than 2 attempts, or the task is composed.
+    """
+    if votes < 2 or one.parts:
+        raise ValueError(f"a vote takes 2 attempts at one step; got {votes} at {one.family}")
+    made = task(VOTED + one.family.removeprefix(VOTED), one.question, one.grader)
+    return replace(one, id=made.id, family=made.family, votes=votes)
 
 
 def task(family: str, question: str, grader: Grader, **options: Any) -> Task:
@@ -139,7 +176,8 @@ def draw(
     The same arguments give the same tasks; more of them begin with the same.
 
     Args:
-        name: Of a family (``addition``) or a chain (``largest-addition``).
+        name: Of a family (``addition``), of one put to a vote of three (``voted-addition``), or of
+            a chain (``largest-addition``).
         count: How many.
         split: Items of which split.
         wording: Phrasings to ask in.
@@ -149,6 +187,9 @@ def draw(
     Raises:
         TaskError: If there is no such family, or it has too few items.
     """
+    if (base := name.removeprefix(VOTED)) in FAMILIES and base != name:
+        options: dict[str, Any] = {"split": split, "wording": wording, "seed": seed}
+        return [voted(each) for each in draw(base, count, fewer=fewer, **options)]
     source = FAMILIES.get(name) or CHAINS.get(name)
     if source is None:
         known = ", ".join([*FAMILIES, *CHAINS])
@@ -413,8 +454,8 @@ def gather(
     """Take tasks from sources by name, each once.
 
     Args:
-        sources: Families or chains (``addition``), ``all`` of these, the families that deciders
-            are ``trained`` on, the ``reserved`` ones, ``chains``, ``gym:NAME`` of reasoning-gym,
+        sources: Families or chains (as :func:`draw`), ``all`` of these but votes, the families that
+            deciders are ``trained`` on, the ``reserved`` ones, ``chains``, ``gym:NAME`` of reasoning-gym,
             ``hub:NAME`` of the Hugging Face hub, or JSONL files.
         count: Most tasks of each family or source; those that have fewer give what they have.
         split: Of which split.
@@ -466,7 +507,7 @@ def _taken(
         "reserved": [each.name for each in FAMILIES.values() if each.reserved],
         "chains": list(CHAINS),
     }
-    if source in sets or source in own:
+    if source in sets or source.removeprefix(VOTED) in own:
         names = sets.get(source, [source])
         return [
             each

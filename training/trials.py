@@ -571,8 +571,7 @@ def known_parts(task: Task, choices: Choices) -> Plan:
 
     Of a task of one part that is who does its family best.
     """
-    families = [part.family for part in task.parts] or [task.family]
-    return task.plan([choices.of_family.get(family, choices.best) for family in families])
+    return task.plan([choices.of_family.get(name, choices.best) for name in task.step_families])
 
 
 def mixture(task: Task, choices: Choices, workers: Sequence[str]) -> Plan:

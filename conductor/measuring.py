@@ -116,7 +116,8 @@ class Measuring:
                 parts.append(f"{_time(left / rate)} left")
         parts.append(f"${self._dollars:.4f}" if self._dollars else "$0")
         if self._unpriced:
-            parts[-1] += f" + cost unknown for {self._unpriced:,} calls"
+            calls = "call" if self._unpriced == 1 else "calls"
+            parts[-1] += f" + cost unknown for {self._unpriced:,} {calls}"
         if failed:
             parts.append(f"{failed:,} failed")
         return " · ".join(parts)

@@ -704,7 +704,8 @@ def _gathered(
     evaluation += held_back(sources, limit, split=split, seed=seed, columns=columns)
     kept = without(given, evaluation)
     if gone := len(given) - len(kept):
-        remark(f"left out {gone} tasks that an evaluation set asks too, or that came twice")
+        are = "task" if gone == 1 else "tasks"
+        remark(f"left out {gone} {are} that an evaluation set asks too, or that came twice")
     if not kept:
         fail("no task is left")
     return kept
@@ -804,7 +805,8 @@ def _print_labels(out: Path) -> None:
         remark(f"stopped: {manifest['stopped']}", "yellow")
     if manifest["labels"] < manifest["wanted"]:
         missing = manifest["wanted"] - manifest["labels"]
-        tell(f"error: {missing:,} labels are missing; the same command asks for them again")
+        are, them = ("label is", "it") if missing == 1 else ("labels are", "them")
+        tell(f"error: {missing:,} {are} missing; the same command asks for {them} again")
         raise typer.Exit(FAILED)
 
 

@@ -125,7 +125,7 @@ def test_the_report_has_text_figures_and_a_picture(tmp_path: Path) -> None:
     for told in (
         "| family | tasks |",
         "**100% [21%, 100%]**",
-        "On the 1 tasks on which every worker was measured",
+        "On the 1 task on which every worker was measured",
         "Labels that are missing: 1 of three.",
         "Calls of three that failed: 1 timeout.",
         "three failed again and again and was given up: it is slow",

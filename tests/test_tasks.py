@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from grammar import PlanError
 from runtime import Message, step_messages
 from training.families import CHAINS, FAMILIES
-from training.graders import Exact, Maths, Number, grade
+from training.graders import Exact, Maths, Mention, Number, grade
 from training.tasks import (
     Split,
     TaskError,
@@ -182,12 +182,14 @@ def test_short_lines_are_tasks_too(tmp_path: Path) -> None:
     file.write_text(
         '{"question": "Two plus two?", "answer": "4", "grader": "number"}\n\n'
         '{"question": "Capital of France?", "answer": "Paris", "family": "geography"}\n'
+        '{"question": "Of Italy?", "answer": "Rome", "grader": "mention", "split": "test"}\n'
     )
 
-    one, two = read_jsonl(file)
+    one, two, three = read_jsonl(file)
 
     assert (one.family, one.grader) == ("quiz", Number("4"))
     assert (two.family, two.grader) == ("geography", Exact(("Paris",)))
+    assert (three.split, three.grader) == (Split.TEST, Mention(("Rome",)))
 
 
 @pytest.mark.parametrize(
@@ -198,6 +200,7 @@ def test_short_lines_are_tasks_too(tmp_path: Path) -> None:
         ('{"question": "x", "answer": 4}', "answer is missing or no text"),
         ('{"question": "x", "answer": "4", "graded": "number"}', "unknown: graded"),
         ('{"question": "x", "answer": "4", "grader": "magic"}', "no grader 'magic'"),
+        ('{"question": "x", "answer": "4", "split": "mine"}', "'mine' is not a valid Split"),
         ('{"id": "a", "question": "x"}', "not a task"),
         ('["x"]', "not a task"),
     ],

@@ -100,7 +100,7 @@ def test_what_an_evaluation_set_asks_is_left_out_of_training(home: Path, models:
 
     done = command(*PAID, "--apart", "evaluation.jsonl", home=home)
 
-    assert "left out 1 tasks that an evaluation set asks too" in done.stderr
+    assert "left out 1 task that an evaluation set asks too" in done.stderr
     assert read(home / "out").tasks == tuple(known[1:])
 
 
@@ -155,7 +155,7 @@ def test_progress_is_a_line_now_and_then_where_there_is_no_terminal() -> None:
 
     first, last = out.getvalue().splitlines()
     assert first == "2 of 8 labels · 0.2 a second · 30 s left · $0.5000 · 1 failed"
-    assert last == ("3 of 8 labels · 0.2 a second · $0.5000 + cost unknown for 1 calls · 1 failed")
+    assert last == ("3 of 8 labels · 0.2 a second · $0.5000 + cost unknown for 1 call · 1 failed")
 
 
 def test_progress_is_a_table_in_a_terminal() -> None:

@@ -219,11 +219,12 @@ def markdown(summary: Summary, manifest: Mapping[str, Any]) -> str:
         ["solved by none", percent(summary.solved_by_none)],
         ["solved by all", percent(summary.solved_by_all)],
     ]
+    compared = "task" if summary.compared == 1 else "tasks"
     parts = [
         "# Labels",
         "Share of right answers, with 95 % intervals (Wilson). The best of each row is bold.",
         table(["family", "tasks", *summary.workers, "oracle"], rows),
-        f"On the {summary.compared} tasks on which every worker was measured:",
+        f"On the {summary.compared:,} {compared} on which every worker was measured:",
         table(["", "mean [95 % interval]"], lines, left=2),
         f"The best worker was chosen on the same tasks, so it is a little flattered, and the "
         f"headroom rather too small. {summary.fitted}",

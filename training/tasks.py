@@ -23,7 +23,7 @@ from pydantic import TypeAdapter, ValidationError
 from grammar import Plan
 
 from .families import CHAINS, FAMILIES, VERDICTS, Chain, Family, Item
-from .graders import Exact, Grader, GraderError, Gym, Maths, Number
+from .graders import Exact, Grader, GraderError, Gym, Maths, Mention, Number
 
 
 class TaskError(Exception):
@@ -317,8 +317,8 @@ def read_jsonl(path: str | Path) -> list[Task]:
     """Read tasks, one JSON object a line.
 
     A line is what :func:`write_jsonl` writes, or short: ``question``, ``answer``, and optionally
-    ``family`` and ``grader`` (``exact``, the default, ``number`` or ``maths``). Short lines are
-    dealt to splits by their question.
+    ``family``, ``grader`` (``exact``, the default, ``number``, ``maths`` or ``mention``) and
+    ``split``. Short lines without a split are dealt to splits by their question.
 
     Raises:
         TaskError: If the file can't be read, or a line is no task; it says which.
@@ -356,6 +356,7 @@ _SIMPLE: Mapping[str, Callable[[str], Grader]] = {
     "exact": lambda answer: Exact((answer,)),
     "number": Number,
     "maths": Maths,
+    "mention": lambda answer: Mention((answer,)),
 }
 
 
@@ -363,13 +364,13 @@ def _short(row: Mapping[str, Any], source: str) -> Task:
     for name in ("question", "answer"):
         if not isinstance(row.get(name), str) or not row[name].strip():
             raise ValueError(f"{name} is missing or no text")
-    if unknown := sorted(row.keys() - {"question", "answer", "family", "grader"}):
+    if unknown := sorted(row.keys() - {"question", "answer", "family", "grader", "split"}):
         raise ValueError(f"unknown: {', '.join(unknown)}")
     grader = row.get("grader", "exact")
     if grader not in _SIMPLE:
         raise ValueError(f"no grader {grader!r}; there are: {', '.join(_SIMPLE)}")
     family = str(row.get("family", source))
-    split = split_of(family, plain(row["question"]))
+    split = Split(row.get("split") or split_of(family, plain(row["question"])))
     return task(
         family, row["question"], _SIMPLE[grader](row["answer"]), answer=row["answer"], split=split
     )

@@ -1,0 +1,81 @@
+"""docs/tasks.md is true: its commands are executed, and its output is theirs."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.team import team
+
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs" / "tasks.md").read_text(encoding="utf-8")
+BLOCK = re.compile(
+    r"^```(sh|python)\n(.*?)^```\n(?:\n^```text\n(.*?)^```$)?", re.MULTILINE | re.DOTALL
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """One folder for the whole page, in which the models of the page can be reached."""
+    folder = tmp_path_factory.mktemp("tasks")
+    with team() as models:
+        models.write_pool(folder).rename(folder / "conductor.toml")
+        yield folder
+
+
+def comparable(text: str) -> list[str]:
+    """The lines, with what differs from run to run made equal."""
+    text = re.sub(r"[\d.]+ a second", "RATE a second", text)
+    return [line.rstrip() for line in text.splitlines()]
+
+
+@pytest.mark.parametrize(("kind", "commands", "shown"), BLOCK.findall(PAGE))
+def test_every_block_prints_what_the_page_shows(
+    kind: str, commands: str, shown: str, folder: Path
+) -> None:
+    scripts = Path(sys.executable).parent
+    env = {
+        "PATH": f"{scripts}{os.pathsep}{os.defpath}",
+        "PYTHONPATH": str(ROOT),
+        "HOME": str(folder),
+        "COLUMNS": "100",
+        "LC_ALL": "C.UTF-8",
+    }
+    call = ["sh", "-c", commands] if kind == "sh" else [sys.executable, "-c", commands]
+
+    done = subprocess.run(
+        call,
+        cwd=folder,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=120,
+    )
+
+    assert comparable(done.stdout) == comparable(shown)
+
+
+def test_the_page_names_what_there_is() -> None:
+    """Options, graders of short lines, links."""
+    from typer.main import get_command
+
+    from conductor.cli import app
+    from training.tasks import _SIMPLE
+
+    known = {
+        option
+        for command in get_command(app).commands.values()  # type: ignore[attr-defined]
+        for parameter in command.params
+        for option in parameter.opts
+    }
+    assert {*re.findall(r"(?<![\w-])--[a-z][a-z-]+", PAGE)} - known == set()
+    assert all(f"`{name}`" in PAGE for name in _SIMPLE)
+    links = re.findall(r"\]\(([^)#:]+)\)", PAGE)
+    assert [link for link in links if not (ROOT / "docs" / link).exists()] == []

@@ -456,8 +456,8 @@ def gather(
 
     Args:
         sources: Families or chains (as :func:`draw`), ``all`` of these but votes, the families that
-            deciders are ``trained`` on, the ``reserved`` ones, ``chains``, ``gym:NAME`` of reasoning-gym,
-            ``hub:NAME`` of the Hugging Face hub, or JSONL files.
+            deciders are ``trained`` on, the ``reserved`` ones, ``chains``, ``gym:NAME`` of
+            reasoning-gym, ``hub:NAME`` of the Hugging Face hub, or JSONL files.
         count: Most tasks of each family or source; those that have fewer give what they have.
         split: Of which split.
         wording: Phrasings of our own families.

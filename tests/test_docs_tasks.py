@@ -56,7 +56,7 @@ def test_every_block_prints_what_the_page_shows(
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=120,
+        timeout=300,
     )
 
     assert comparable(done.stdout) == comparable(shown)

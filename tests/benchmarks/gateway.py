@@ -17,6 +17,7 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,10 +33,12 @@ TICK = os.sysconf("SC_CLK_TCK")
 
 
 async def _model(hold_s: float, drip_s: float) -> None:
-    """A model server: the whole stream after ``hold_s``, or an event every ``drip_s``."""
+    """A model server: the whole stream after ``hold_s``, or from then on an event every ``drip_s``,
+    each with the time at which it was written."""
     whole = answer()
-    head, _, body = whole.partition(b"\r\n\r\n")
-    events = [event + b"\n\n" for event in body.split(b"\n\n") if event]
+    events = [event + b"\n\n" for event in whole.partition(b"\r\n\r\n")[2].split(b"\n\n") if event]
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n"
+    loop = asyncio.get_running_loop()
 
     class Model(asyncio.Protocol):
         def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -49,41 +52,22 @@ async def _model(hold_s: float, drip_s: float) -> None:
             if not blank or len(rest) < int(length or 0):
                 return
             self.got = b""
-            loop = asyncio.get_running_loop()
-            if not drip_s:
+            if drip_s:
+                loop.call_later(hold_s, self.drip, 0)
+            else:
                 loop.call_later(hold_s, self.transport.write, whole)
-                return
-            loop.call_later(hold_s, self.transport.write, head + b"\r\n\r\n")
-            for at, event in enumerate(events):
-                stamped = event
-                if b'"content"' in event:
-                    stamped = event.replace(b"word ", b"T%f " % (time.time() + drip_s * at))
-                loop.call_later(hold_s + drip_s * at, self._late, stamped)
-            self.transport.pause_reading() if self.transport.is_closing() else None
 
-        def _late(self, event: bytes) -> None:
-            if b"T" in event and b'"content"' in event:
-                before, _, after = event.partition(b'"content": "T')
-                event = before + b'"content": "T%f ' % time.time() + after.partition(b" ")[2]
-                event = event.ljust(0)
-            self.transport.write(event)
+        def drip(self, at: int) -> None:
+            stamped = events[at].replace(b"word ", b"T%f " % time.time())
+            self.transport.write(stamped if at else head + stamped)
+            if at + 1 < len(events):
+                loop.call_later(drip_s, self.drip, at + 1)
+            else:
+                self.transport.close()
 
-    loop = asyncio.get_running_loop()
-    if drip_s:  # stamps change the length
-        head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close"
-        Model._late = _closing(Model._late, events[-1])  # type: ignore[method-assign]
     server = await loop.create_server(Model, "127.0.0.1", 0, backlog=4096)
     print(server.sockets[0].getsockname()[1], flush=True)
     await loop.run_in_executor(None, sys.stdin.read)
-
-
-def _closing(late, last):  # type: ignore[no-untyped-def]
-    def closing(self, event):  # type: ignore[no-untyped-def]
-        late(self, event)
-        if event == last:
-            self.transport.close()
-
-    return closing
 
 
 def _bare(url: str) -> None:
@@ -210,9 +194,8 @@ async def _client(port: int, count: int, *, stream: bool, ends: list[float]) -> 
             while (line := await reader.readline()) != b"0\r\n":
                 size = int(line, 16)
                 data = await reader.readexactly(size + 2)
-                if b'"content":"T' in data or b'"content": "T' in data:
-                    stamp = float(data.partition(b'"T')[2].split()[0])
-                    ends.append(time.time() - stamp)
+                now = time.time()
+                ends += [now - float(each.split()[0]) for each in data.split(b'"T')[1:]]
             await reader.readline()
         else:
             length = int(head.lower().partition(b"content-length:")[2].split(b"\r\n")[0])
@@ -246,6 +229,7 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=2000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--streams", type=int, default=1000)
+    parser.add_argument("--skip-cpu", action="store_true")
     parser.add_argument("--profile", default="", help="write a cProfile of our gateway here")
     asked = parser.parse_args()
     match asked.part:
@@ -256,13 +240,14 @@ def main() -> None:
         case "ours":
             _ours(*asked.args)
         case _:
-            _compare(asked.requests, asked.rounds, asked.streams, asked.profile)
+            print(f"load average {os.getloadavg()[0]:.1f}, {os.cpu_count()} cores")
+            if not asked.skip_cpu:
+                _compare(asked.requests, asked.rounds, asked.profile)
+            if not asked.profile:
+                _streams(asked.streams)
 
 
-def _compare(requests: int, rounds: int, streams: int, profile: str) -> None:
-    import tempfile
-
-    print(f"load average {os.getloadavg()[0]:.1f}, {os.cpu_count()} cores")
+def _compare(requests: int, rounds: int, profile: str) -> None:
     with tempfile.TemporaryDirectory() as folder, _process("model", "0.005", "0") as (upstream, _):
         url = f"http://127.0.0.1:{upstream}/v1"
         if profile:
@@ -289,8 +274,11 @@ def _compare(requests: int, rounds: int, streams: int, profile: str) -> None:
                 ratio = middle["ours"] / middle["bare"], middle["journal"] / middle["bare"]
                 kind = "streamed" if stream else "whole"
                 print(f"CPU per request, {kind}: {told}; ratio {ratio[0]:.2f}, {ratio[1]:.2f}")
+
+
+def _streams(streams: int) -> None:
     with (
-        _process("model", str(HELD_S), "0.01") as (upstream, _),
+        _process("model", str(HELD_S), "0.05") as (upstream, _),
         _process("ours", f"http://127.0.0.1:{upstream}/v1", "", "") as (port, pid),
     ):
         ends = sorted(asyncio.run(_load(port, 200, 4, stream=True)))

@@ -72,7 +72,7 @@ _QUOTED = 300  # longest quotation of a server in a message
 class _Open:
     """The client of one event loop and how many have entered it."""
 
-    client: httpx.AsyncClient
+    client: _Client
     holders: int = 0
 
 
@@ -96,7 +96,7 @@ class HttpClient:
         )
 
     @asynccontextmanager
-    async def opened(self) -> AsyncIterator[httpx.AsyncClient]:
+    async def opened(self) -> AsyncIterator[_Client]:
         """Hold the client of this event loop open and give it."""
         async with self:
             state = self._open.get()
@@ -106,7 +106,7 @@ class HttpClient:
     async def __aenter__(self) -> Self:
         state = self._open.get()
         if state is None:
-            state = _Open(_new_client(self._transport))
+            state = _Open(_Client(self._transport or _new_transport()))
             self._open.set(state)
         state.holders += 1
         return self
@@ -121,17 +121,43 @@ class HttpClient:
                 await state.client.aclose()
 
 
-def _new_client(transport: httpx.AsyncBaseTransport | None) -> httpx.AsyncClient:
-    from http.cookiejar import CookieJar, DefaultCookiePolicy
+class _Client:
+    """Sends requests over a transport, and nothing besides: httpx's own client would follow
+    redirects, keep cookies and read the environment, and costs as much as the transport itself."""
 
-    import httpx
+    def __init__(self, transport: httpx.AsyncBaseTransport) -> None:
+        self._transport = transport
 
-    return httpx.AsyncClient(
-        transport=transport or _new_transport(),
-        follow_redirects=False,
-        trust_env=False,
-        cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),  # nothing carries over
-    )
+    @asynccontextmanager
+    async def stream(
+        self,
+        method: str,
+        url: str,
+        *,
+        headers: Mapping[str, str],
+        content: bytes | None,
+        limits: httpx.Timeout,
+    ) -> AsyncIterator[httpx.Response]:
+        """Send a request and give the response, whose body is still to come."""
+        import httpx
+
+        request = httpx.Request(
+            method,
+            url,
+            headers={"User-Agent": "conductor", **headers},
+            content=content,
+            extensions={"timeout": limits.as_dict()},
+        )
+        response = await self._transport.handle_async_request(request)
+        response.request = request
+        try:
+            yield response
+        finally:
+            await response.aclose()
+
+    async def aclose(self) -> None:
+        """Close all connections."""
+        await self._transport.aclose()
 
 
 def _new_transport() -> httpx.AsyncBaseTransport:
@@ -353,7 +379,7 @@ class Endpoint:
         }
 
     async def _attempt(
-        self, client: httpx.AsyncClient, call: Call, on_text: OnText, *, ask_usage: bool
+        self, client: _Client, call: Call, on_text: OnText, *, ask_usage: bool
     ) -> Completion:
         answer = _Answer(self, on_text)
         # json escapes all that is not ASCII, so that lone surrogates of a broken text can be sent
@@ -390,7 +416,7 @@ class Endpoint:
     @asynccontextmanager
     async def _sent(
         self,
-        client: httpx.AsyncClient,
+        client: _Client,
         method: str,
         path: str,
         timeout_s: float,
@@ -414,7 +440,7 @@ class Endpoint:
                 self._address(path),
                 headers={**self._headers, **(headers or {})},
                 content=content,
-                timeout=timeout,
+                limits=timeout,
             ) as response:
                 yield response
             return

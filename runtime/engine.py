@@ -718,7 +718,8 @@ async def _run_steps(
     texts = {
         index: result.text for index, result in results.items() if result.state is StepState.DONE
     }
-    waiting = session.record.suspended
+    # A run inside a step is entered all the same: some of its own steps may go on.
+    waiting = {each for each in session.record.suspended if session.record.turns(each)}
     ready = [each for each in _past(schedule, texts) if each not in waiting]
 
     async with anyio.create_task_group() as group:

@@ -1033,6 +1033,7 @@ class Record:
             case RunResumed():
                 finished = self._state is not RunState.RUNNING
                 self._rounds[-1].reopen(planned=finished)
+                self._go_on_inside()
                 self.answer_tools({each.call: each.text for each in event.results})
                 self._state, self._failure = RunState.RUNNING, None
                 self._budget = event.budget
@@ -1045,6 +1046,13 @@ class Record:
     def nested(self, index: int) -> Record:
         """The record of the run inside a step of the present round."""
         return self._rounds[-1].nested.setdefault(index, Record())
+
+    def _go_on_inside(self) -> None:
+        """Runs inside steps that waited are under way again, as this one is."""
+        for record in self._rounds[-1].nested.values():
+            if record._state is RunState.SUSPENDED:
+                record._state = RunState.RUNNING
+                record._go_on_inside()
 
     def answer_tools(self, results: dict[str, str]) -> None:
         """Take in what came of calls of tools, by their ids."""

@@ -682,6 +682,50 @@ async def test_killed_at_each_event_no_finished_turn_is_made_again(tmp_path: Pat
         assert sum(made.values()) - sum(calls.values()) <= len(deaths), "only what was under way"
 
 
+class Pair:
+    """Writes a plan of two steps that read nothing, and one that reads both."""
+
+    async def __call__(self, messages: Sequence[Message]) -> str:
+        return "subtasks = ['x', 'y', 'z']\nworkers = [0, 1, 0]\naccess = [[], [], [0, 1]]"
+
+
+async def test_inside_a_step_too_what_has_its_results_goes_on(tmp_path: Path) -> None:
+    """One result at a time; killed at each event, it comes to the same."""
+
+    async def play(path: Path, number: int) -> Run:
+        with Journal(path) as journal:
+            run: Run | None = None
+            emit = dies_after(number)
+            while run is None or run.state is not RunState.DONE:
+                workers: list[Any] = [Asker("a", 1), Asker("b", 1), ConductorWorker("self")]
+                scribe = FunctionWorker("scribe", Pair())
+                planning = PlannerSettings(most_steps=4)
+                pool = Pool(workers, planner=scribe, planning=planning)
+                team = Conductor(pool, journal=journal)
+                try:
+                    if run is None:
+                        run = await team.arun(
+                            "q", worker="self", tools=TOOLS, tool_steps="all", on_event=emit
+                        )
+                    else:
+                        waiting = run.open_calls
+                        results = results_of(waiting[-1:])
+                        run = await team.aresume(run.id, tool_results=results, on_event=emit)
+                        inner = run.steps[0].run
+                        if len(waiting) == 2 and inner is not None:
+                            assert [each.state for each in inner.steps][1] is StepState.DONE
+                except Killed:
+                    emit, run = no_listener, journal.run("last")
+                assert await areplay(run) == run
+                assert run.state is not RunState.SUSPENDED or run.open_calls
+            return run
+
+    whole = await play(tmp_path / "whole.db", 10**6)
+    for number in range(1, 28, 2):
+        run = await play(tmp_path / f"{number}.db", number)
+        assert essence(run) == essence(whole)
+
+
 # -- ids and conversations -----------------------------------------------------------------------
 
 

@@ -55,7 +55,14 @@ def test_labels_take_as_many_calls_as_the_page_says(
 
     told = carried_out([*words, "--dry-run"]).replace(",", "")
 
-    tasks = {"train": 420, "validation": 175, "phrasings": 1400, "items": 280, "families": 183}
+    tasks = {
+        "train": 420,
+        "validation": 175,
+        "phrasings": 1400,
+        "items": 280,
+        "families": 183,
+        "sealed": 525,
+    }
     count = tasks[Path(value(words, "-o")).name]
     assert re.search(rf"\b{count}\b", told) and re.search(rf"\b{6 * count}\b", told), told
 
@@ -70,7 +77,7 @@ def test_the_recipe_reads_and_writes_what_the_page_does() -> None:
 
     assert recipe["labels"] == outs[:2]
     assert recipe["output"] == value(run, "--router")
-    assert evaluation[2:7] == outs
+    assert evaluation[2:7] == [each for each in outs if not each.endswith("sealed")]
     assert value(evaluation, "--router") == f"router={recipe['output']}"
 
 

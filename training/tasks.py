@@ -43,8 +43,8 @@ class Split(StrEnum):
 SHARES = (60, 15, 25)
 """Percent of a source's items for training, validation and test."""
 
-Wording = Literal["trained", "held-out", "all"]
-"""Which phrasings: those that are trained on, the others, or both."""
+Wording = Literal["trained", "held-out", "all", "sealed"]
+"""Which phrasings: those that are trained on, the held-out ones, both; or the sealed ones."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -79,7 +79,7 @@ class Scene:
             worker=self.worker,
             rounds=self.rounds,
             tools=TOOLS if self.tools else (),
-            tool_steps="all",
+            tool_steps="all" if self.tools else "last",
             on_event=on_event,
         )
 

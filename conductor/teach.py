@@ -410,7 +410,7 @@ def train_router(
         typer.Option("--output", "-o", metavar="FOLDER", help="Where the router goes."),
     ] = None,
     stage: Annotated[
-        list[str] | None, typer.Option("--stage", metavar="sft|es", help="Only these stages.")
+        list[str] | None, typer.Option("--stage", metavar="sft|svf|es", help="Only these stages.")
     ] = None,
     seed: Annotated[
         int | None, typer.Option("--seed", metavar="N", min=0, help="Of all draws.")
@@ -589,7 +589,7 @@ def _stages(console: Console) -> Iterator[Callable[[Any], None]]:
     """Show how far training is: a bar a stage in a terminal, its end elsewhere."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    names = {"read": "reading questions", "sft": "SFT", "es": "evolution"}
+    names = {"read": "reading questions", "sft": "SFT", "svf": "bending", "es": "evolution"}
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
     live = Progress(
         *columns,

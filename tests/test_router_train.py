@@ -18,7 +18,8 @@ from training.graders import Exact
 from training.labels import Labels, LabelsError
 from training.router_evolve import Dice, LabelProblem
 from training.router_rollouts import RunProblem
-from training.router_sft import Examples, Joining
+from training.router_sft import SFT, Examples, Joining
+from training.router_svf import SVF
 from training.router_train import (
     METRICS,
     Recipe,
@@ -94,6 +95,40 @@ def recipe(tmp_path: Path) -> Recipe:
         labels=[tmp_path / "labels"],
         output=tmp_path / "router",
     )
+
+
+# --- singular-value offsets -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rate", [0.05, 1e-9])
+def test_a_bent_backbone_is_kept_if_it_does_better(
+    recipe: Recipe, encoder: Encoder, rate: float
+) -> None:
+    """And told in either case; what is saved is what was measured."""
+    settings = SVF(rate=rate, updates=8, batch=8, every=4)
+    poor = SFT(components=(1,), taus=(0.3,), weight_decays=(0.01,))
+    change = {"stages": ("sft", "svf"), "svf": settings, "sft": poor}
+
+    trained = train_router(recipe.model_copy(update=change), encoder=encoder)
+
+    told = trained.summary["svf"]
+    rows = [json.loads(line) for line in (recipe.output / METRICS).read_text().splitlines()]
+    loaded = Router.load(recipe.output, model=encoder.model)
+    validation = [each for each in some_tasks() if each.split is Split.VALIDATION]
+    states = loaded.encoder.states([each.question for each in validation])
+    picks = loaded.head.logits(states).argmax(axis=1)
+    rewards = some_labels().where([t.split is Split.VALIDATION for t in some_tasks()]).means
+    assert [row["update"] for row in rows if row["stage"] == "svf"] == [0, 4, 8]
+    assert told["kept"] == bool(loaded.encoder.offsets) == (rate > 0.01)
+    assert trained.best == ("svf" if told["kept"] else "sft")
+    assert trained.summary["validation"]["picked"] == pytest.approx(
+        rewards[np.arange(len(picks)), picks].mean(), abs=1e-4
+    )
+
+
+def test_bending_needs_a_head_to_begin_with(recipe: Recipe) -> None:
+    with pytest.raises(ValueError, match='add "sft" to the stages'):
+        Recipe.model_validate({**recipe.model_dump(), "stages": ("svf", "es")})
 
 
 # --- recipes --------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ from typing import Any, Literal
 
 import anyio
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from conductor.config import EMBEDDED_MODEL, load_pool
 from conductor.prompt import ROUTER_FRAME, ROUTER_LEAD, ROUTER_SYSTEM
@@ -53,6 +53,7 @@ from .router_sft import (
     picked_reward,
     wordings,
 )
+from .router_svf import SVF, Bend, bend, bent
 from .states import Array, Encodes, Frame, frame_of, states_of, unread
 from .tasks import Split, Task
 
@@ -107,15 +108,24 @@ class Recipe(_Table):
     states: Path | None = None
     """Where hidden states are kept; in the folder of the router if there is none."""
     seed: int = Field(default=0, ge=0)
-    stages: tuple[Literal["sft", "es"], ...] = ("sft", "es")
+    stages: tuple[Literal["sft", "svf", "es"], ...] = ("sft", "es")
+    """In this order. With svf the backbone is bent as well (see :mod:`training.router_svf`) and the
+    head is trained anew; that is kept if it does better on left-out wordings."""
     rewards: Literal["labels", "runs"] = "labels"
     """What evolution is rewarded by: measured labels, or runs of the real Conductor."""
     pictures: bool = True
     """Whether to draw; it takes matplotlib."""
     backbone: Backbone = Backbone()
     sft: SFT = SFT()
+    svf: SVF = SVF()
     es: Evolution = Evolution()
     runs: Runs = Runs()
+
+    @model_validator(mode="after")
+    def _needs_a_head(self) -> Recipe:
+        if "svf" in self.stages and "sft" not in self.stages:
+            raise ValueError('stage "svf" begins with a head; add "sft" to the stages')
+        return self
 
     @property
     def kept_states(self) -> Path:
@@ -248,7 +258,7 @@ def dealt(labels: Labels) -> Data:
 class Told:
     """How far a stage is."""
 
-    stage: Literal["read", "sft", "es"]
+    stage: Literal["read", "sft", "svf", "es"]
     done: int
     total: int
     text: str = ""
@@ -399,6 +409,17 @@ def train_router(
         if "sft" in recipe.stages:
             fitted = _sft(recipe, data, train, validation, note, progress, stop)
             best = "sft"
+        looks_at: tuple[Bend, ...] = ()
+        if fitted and "svf" in recipe.stages:
+            encoder_bent, again, looks_at = _svf(
+                recipe, data, encoder, fitted, train, validation, note, progress, stop, reading
+            )
+            if again is not None:
+                encoder, best = encoder_bent, "svf"
+                states = states_of(labels.tasks, encoder, recipe.kept_states)
+                examples = Examples(states, labels.means)
+                train, validation = examples.where(data.train), examples.where(data.validation)
+                fitted = again
         gone = time.monotonic()
         frame = fitted.frame if fitted else frame_of(train.states, recipe.sft.components[0])
         kept, looks = None, list[Look]()
@@ -428,6 +449,12 @@ def train_router(
             **fitted.setting.model_dump(),
             "sharpness": fitted.sharpness,
             **_rewards(fitted.weight, validation),
+        }
+    if looks_at:
+        summary["svf"] = {
+            "kept": best == "svf",
+            "updates": looks_at[-1].update,
+            "validation_loss": [round(look.validation_loss, 4) for look in looks_at],
         }
     if kept:
         summary["es"] = {
@@ -482,6 +509,63 @@ def _sft(
         note(stage="sft", **asdict(update))
     progress(Told("sft", count + 1, count + 1))
     return fitted
+
+
+def _svf(
+    recipe: Recipe,
+    data: Data,
+    encoder: Encoder,
+    fitted: Fitted,
+    train: Examples,
+    validation: Examples,
+    note: Callable[..., None],
+    progress: Callable[[Told], None],
+    stop: Callable[[], bool],
+    reading: Callable[[int, int], None],
+) -> tuple[Encoder, Fitted | None, tuple[Bend, ...]]:
+    """Bend the backbone and train a head on its new states; None if the old ones do as well."""
+    updates = recipe.svf.updates
+
+    def heard(look: Bend) -> None:
+        note(stage="svf", **asdict(look))
+        progress(Told("svf", look.update, updates, f"loss {look.validation_loss:.4f}"))
+
+    found = bend(
+        encoder,
+        fitted,
+        (data.tasks(data.train), train),
+        (data.tasks(data.validation), validation),
+        recipe.svf,
+        seed=recipe.seed,
+        report=heard,
+        stop=stop,
+    )
+    if not any(each.any() for each in found.offsets.values()):
+        return encoder, None, found.looks
+    other = bent(encoder, found.offsets)
+    tasks = data.labels.tasks
+    examples = Examples(
+        states_of(tasks, other, recipe.kept_states, progress=reading), data.labels.means
+    )
+    again = _sft(
+        recipe,
+        data,
+        examples.where(data.train),
+        examples.where(data.validation),
+        note,
+        progress,
+        stop,
+    )
+    better = _left_out(again) > _left_out(fitted)
+    return other, again if better else None, found.looks
+
+
+def _left_out(fitted: Fitted) -> float:
+    """How the chosen setting did on what it did not see: left-out wordings, else validation."""
+    for trial in fitted.trials:
+        if trial.setting == fitted.setting:
+            return trial.expected if trial.left_out is None else trial.left_out
+    return fitted.history[-1].expected
 
 
 def _es(

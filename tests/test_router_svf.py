@@ -69,6 +69,7 @@ def test_offsets_lower_the_loss_and_the_same_seed_gives_the_same(
 
     assert [look.update for look in found.looks] == [0, 4, 8, 12]
     assert tuple(told) == found.looks
+    assert [look.loss is None for look in found.looks] == [True, False, False, False]
     assert min(look.validation_loss for look in found.looks[1:]) < found.looks[0].validation_loss
     assert len(found.offsets) == 7
     assert any(np.abs(each).max() > 0.01 for each in found.offsets.values())

@@ -59,8 +59,8 @@ class Bend:
     """One look at the validation tasks."""
 
     update: int
-    loss: float
-    """Mean KL(p || policy) of the updates since the last look, in nats; NaN before the first."""
+    loss: float | None
+    """Mean KL(p || policy) of the updates since the last look, in nats; None before the first."""
     validation_loss: float
 
 
@@ -133,7 +133,7 @@ def bend(
         policy = torch.log_softmax(states @ basis @ theta.T, dim=-1)
         return torch.nn.functional.kl_div(policy, goal[list(rows)], reduction="batchmean")
 
-    def look(update: int, loss: float) -> Bend:
+    def look(update: int, loss: float | None) -> Bend:
         with torch.no_grad():
             rows = range(len(below_checked))
             parts = [list(rows[at : at + settings.batch]) for at in rows[:: settings.batch]]
@@ -142,7 +142,7 @@ def bend(
 
     random = np.random.default_rng(seed)
     order: list[int] = []
-    looks = [look(0, float("nan"))]
+    looks = [look(0, None)]
     report(looks[0])
     best = looks[0].validation_loss, {name: each.detach().clone() for name, each in offsets.items()}
     losses: list[float] = []

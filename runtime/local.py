@@ -384,10 +384,9 @@ class LocalModel:
         most = min(reader.most_tokens, self._window)
         prompts = []
         for conversation in conversations:
-            ids = reading_ids(self._tokenizer, conversation, plain=reader.plain)
-            if len(ids) > most:
-                ids = [*ids[: most // 2], *ids[most // 2 - most :]]
-            prompts.append(ids)
+            prompts.append(
+                reading_ids(self._tokenizer, conversation, plain=reader.plain, most=most)
+            )
         # Attention is causal: the last token can't change the state of the one before it.
         vectors = self._exact().read([ids[:-1] for ids in prompts], reader.layer, reader.offsets)
         return States(vectors, tuple(map(len, prompts)))
@@ -735,15 +734,34 @@ def _takes_tools(tokenizer: PreTrainedTokenizerFast) -> bool:
 
 
 def reading_ids(
-    tokenizer: PreTrainedTokenizerFast, messages: Sequence[Message], *, plain: bool = False
+    tokenizer: PreTrainedTokenizerFast,
+    messages: Sequence[Message],
+    *,
+    plain: bool = False,
+    most: int | None = None,
 ) -> list[int]:
     """Turn messages into the token ids that a router reads; see :class:`Reader`.
 
     As :func:`prompt_ids`; a template that knows no system messages gets their text in the first
     user message. An assistant message at the end is the beginning of the reply.
+
+    Args:
+        tokenizer: The backbone's.
+        messages: What is read.
+        plain: As in :class:`Reader`.
+        most: Of more tokens the middle is left out.
     """
+    ids = _reading_ids(tokenizer, messages, plain)
+    if most is None or len(ids) <= most:
+        return ids
+    return [*ids[: most // 2], *ids[most // 2 - most :]]
+
+
+def _reading_ids(
+    tokenizer: PreTrainedTokenizerFast, messages: Sequence[Message], plain: bool
+) -> list[int]:
     if messages[-1].role == "assistant" and not plain:
-        begun = reading_ids(tokenizer, messages[:-1])
+        begun = _reading_ids(tokenizer, messages[:-1], plain)
         lead = tokenizer(messages[-1].content, add_special_tokens=False, split_special_tokens=True)
         return [*begun, *lead["input_ids"]]
     if plain:

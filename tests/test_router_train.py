@@ -126,6 +126,18 @@ def test_a_bent_backbone_is_kept_if_it_does_better(
     )
 
 
+def test_offsets_stay_when_evolution_goes_on_from_them(recipe: Recipe, encoder: Encoder) -> None:
+    """Whatever evolution finds, the record says what the backbone is."""
+    settings = SVF(rate=0.05, updates=8, batch=8, every=4)
+    poor = SFT(components=(1,), taus=(0.3,), weight_decays=(0.01,))
+    change = {"stages": ("sft", "svf", "es"), "svf": settings, "sft": poor}
+
+    trained = train_router(recipe.model_copy(update=change), encoder=encoder)
+
+    assert trained.summary["svf"]["kept"]
+    assert Router.load(recipe.output, model=encoder.model).encoder.offsets
+
+
 def test_bending_needs_a_head_to_begin_with(recipe: Recipe) -> None:
     with pytest.raises(ValueError, match='add "sft" to the stages'):
         Recipe.model_validate({**recipe.model_dump(), "stages": ("svf", "es")})

@@ -224,13 +224,11 @@ class _Blocks:
         """What goes into the two blocks for each question, (T, D), up to the token that is read."""
         import torch
 
-        reader, prompts = self.encoder.reader, list[list[int]]()
-        for messages in self.encoder.rendered(questions):
-            ids = reading_ids(self.tokenizer, messages, plain=reader.plain)
-            if len(ids) > reader.most_tokens:  # as when it serves
-                half = reader.most_tokens // 2
-                ids = [*ids[:half], *ids[half - reader.most_tokens :]]
-            prompts.append(ids[:-1])
+        reader = self.encoder.reader
+        prompts = [
+            reading_ids(self.tokenizer, each, plain=reader.plain, most=reader.most_tokens)[:-1]
+            for each in self.encoder.rendered(questions)
+        ]
         found: dict[int, torch.Tensor] = {}
         order = sorted(range(len(prompts)), key=lambda at: len(prompts[at]))
         for start in range(0, len(order), batch):

@@ -411,15 +411,11 @@ def train_router(
             best = "sft"
         looks_at: tuple[Bend, ...] = ()
         if fitted and "svf" in recipe.stages:
-            encoder_bent, again, looks_at = _svf(
-                recipe, data, encoder, fitted, train, validation, note, progress, stop, reading
+            encoder, examples, fitted, looks_at = _svf(
+                recipe, data, encoder, fitted, examples, note, progress, stop, reading
             )
-            if again is not None:
-                encoder, best = encoder_bent, "svf"
-                states = states_of(labels.tasks, encoder, recipe.kept_states)
-                examples = Examples(states, labels.means)
-                train, validation = examples.where(data.train), examples.where(data.validation)
-                fitted = again
+            train, validation = examples.where(data.train), examples.where(data.validation)
+            best = "svf" if encoder.offsets else best
         gone = time.monotonic()
         frame = fitted.frame if fitted else frame_of(train.states, recipe.sft.components[0])
         kept, looks = None, list[Look]()
@@ -452,7 +448,7 @@ def train_router(
         }
     if looks_at:
         summary["svf"] = {
-            "kept": best == "svf",
+            "kept": bool(encoder.offsets),
             "updates": looks_at[-1].update,
             "validation_loss": [round(look.validation_loss, 4) for look in looks_at],
         }
@@ -516,48 +512,39 @@ def _svf(
     data: Data,
     encoder: Encoder,
     fitted: Fitted,
-    train: Examples,
-    validation: Examples,
+    examples: Examples,
     note: Callable[..., None],
     progress: Callable[[Told], None],
     stop: Callable[[], bool],
     reading: Callable[[int, int], None],
-) -> tuple[Encoder, Fitted | None, tuple[Bend, ...]]:
-    """Bend the backbone and train a head on its new states; None if the old ones do as well."""
-    updates = recipe.svf.updates
+) -> tuple[Encoder, Examples, Fitted, tuple[Bend, ...]]:
+    """Bend the backbone and train a head on its new states; all as given if they do no better."""
 
     def heard(look: Bend) -> None:
         note(stage="svf", **asdict(look))
-        progress(Told("svf", look.update, updates, f"loss {look.validation_loss:.4f}"))
+        told = f"loss {look.validation_loss:.4f}"
+        progress(Told("svf", look.update, recipe.svf.updates, told))
 
     found = bend(
         encoder,
         fitted,
-        (data.tasks(data.train), train),
-        (data.tasks(data.validation), validation),
+        (data.tasks(data.train), examples.where(data.train)),
+        (data.tasks(data.validation), examples.where(data.validation)),
         recipe.svf,
         seed=recipe.seed,
         report=heard,
         stop=stop,
     )
     if not any(each.any() for each in found.offsets.values()):
-        return encoder, None, found.looks
+        return encoder, examples, fitted, found.looks
     other = bent(encoder, found.offsets)
-    tasks = data.labels.tasks
-    examples = Examples(
-        states_of(tasks, other, recipe.kept_states, progress=reading), data.labels.means
-    )
-    again = _sft(
-        recipe,
-        data,
-        examples.where(data.train),
-        examples.where(data.validation),
-        note,
-        progress,
-        stop,
-    )
-    better = _left_out(again) > _left_out(fitted)
-    return other, again if better else None, found.looks
+    states = states_of(data.labels.tasks, other, recipe.kept_states, progress=reading)
+    seen = Examples(states, examples.rewards)
+    train, validation = seen.where(data.train), seen.where(data.validation)
+    again = _sft(recipe, data, train, validation, note, progress, stop)
+    if _left_out(again) > _left_out(fitted):
+        return other, seen, again, found.looks
+    return encoder, examples, fitted, found.looks
 
 
 def _left_out(fitted: Fitted) -> float:

@@ -5,15 +5,13 @@ Ids, moments, durations and the bars that draw them differ from run to run; all 
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.pages import carried_out
 from tests.team import team
 
 ROOT = Path(__file__).parents[1]
@@ -48,28 +46,10 @@ def comparable(text: str) -> list[str]:
 def test_every_block_prints_what_the_page_shows(
     kind: str, commands: str, shown: str, folder: Path
 ) -> None:
-    scripts = Path(sys.executable).parent
-    env = {
-        "PATH": f"{scripts}{os.pathsep}{os.defpath}",
-        "PYTHONPATH": str(ROOT),
-        "HOME": str(folder),
-        "COLUMNS": "100",
-        "TZ": "UTC",
-    }
-    call = ["sh", "-c", commands] if kind == "sh" else [sys.executable, "-c", commands]
+    printed = carried_out(kind, commands, folder)
 
-    done = subprocess.run(
-        call,
-        cwd=folder,
-        env=env,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=120,
-    )
-
-    assert comparable(done.stdout) == comparable(shown)
-    assert "Traceback" not in done.stdout
+    assert comparable(printed) == comparable(shown)
+    assert "Traceback" not in printed
 
 
 def test_the_page_has_the_commands_for_runs() -> None:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.pages import carried_out
 from tests.team import team
 
 ROOT = Path(__file__).parents[1]
@@ -33,27 +31,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def test_every_block_prints_what_the_page_shows(
     kind: str, commands: str, shown: str, folder: Path
 ) -> None:
-    scripts = Path(sys.executable).parent
-    env = {
-        "PATH": f"{scripts}{os.pathsep}{os.defpath}",
-        "PYTHONPATH": str(ROOT),
-        "HOME": str(folder),
-        "COLUMNS": "100",
-        "LC_ALL": "C.UTF-8",
-    }
-    call = ["sh", "-c", commands] if kind == "sh" else [sys.executable, "-c", commands]
+    printed = carried_out(kind, commands, folder)
 
-    done = subprocess.run(
-        call,
-        cwd=folder,
-        env=env,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=300,
-    )
-
-    lines = [line.rstrip() for line in done.stdout.splitlines()]
+    lines = [line.rstrip() for line in printed.splitlines()]
     assert lines == [line.rstrip() for line in shown.splitlines()]
 
 

@@ -36,6 +36,7 @@ from runtime import (
     StepStarted,
     ToolError,
     ToolResult,
+    WorkerError,
     suspended_run,
 )
 
@@ -48,8 +49,9 @@ from .body import read_json
 from .keys import Account, Key, Keyring
 from .openapi import document
 from .policies import Policies, Policy
-from .refusals import Refusal, bad
+from .refusals import Refusal, bad, of_failure
 from .sse import KEEP_ALIVE
+from .vitals import vitals
 
 _LOG = logging.getLogger(__name__)
 _ID = re.compile(r"[0-9a-f]{32}")
@@ -496,6 +498,7 @@ class Server:
                 f'conductor_worker_dollars_total{{worker="{worker}"}} {dollars}'
                 for worker, dollars in sorted(self._dollars.items())
             ),
+            *vitals(),
         ]
         text = "\n".join(lines) + "\n"
         if self.team.telemetry is not None:
@@ -759,18 +762,35 @@ class _Stream:
         if isinstance(item, tuple):
             return self._event(*item)
         if isinstance(item, Answers):
-            self.ended = True
-            rest = []
-            for index, (text, run) in enumerate(item.choices):
-                said = self._texts.get(index)
-                missing = text if said is None or self._held else said.rest(run)
-                if missing:
-                    rest += self._chunks.text(index, missing)
-            return [*rest, *self._chunks.end(item)]
+            try:
+                rest = [*self._rest(item), *self._chunks.end(item)]
+            except Refusal as refusal:
+                item = refusal
+            else:
+                self.ended = True
+                return rest
         if not self._begun:
             raise item
         self.ended = True
         return self._chunks.fail(_refusal_of(item))
+
+    def _rest(self, answers: Answers) -> list[bytes]:
+        """What was not sent yet of the answers.
+
+        Raises:
+            Refusal: If what was sent is another text: its call broke off, and the next try, or who
+                stood in, had other words.
+        """
+        out: list[bytes] = []
+        for index, (text, run) in enumerate(answers.choices):
+            said = self._texts.get(index)
+            try:
+                missing = text if said is None or self._held else said.rest(run)
+            except WorkerError as error:
+                raise of_failure(error.failure, run.id) from None
+            if missing:
+                out += self._chunks.text(index, missing)
+        return out
 
     @property
     def _held(self) -> bool:

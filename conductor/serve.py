@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -30,7 +32,8 @@ KeysFile = Annotated[
     ),
 ]
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
-_DRAIN_S = 30
+_WRITE_S = 5
+"""After the drain limit: for what was stopped to tell its clients."""
 
 
 def serve(
@@ -47,6 +50,15 @@ def serve(
     requests: Annotated[
         int, typer.Option("--requests", metavar="N", min=1, help="Most at the same time.")
     ] = 2048,
+    drain: Annotated[
+        float,
+        typer.Option(
+            "--drain",
+            metavar="S",
+            min=0,
+            help="Longest wait for requests under way when it is to stop.",
+        ),
+    ] = 25.0,
     journal_file: JournalFile = None,
     no_journal: NoJournal = False,
 ) -> None:
@@ -66,12 +78,8 @@ def serve(
     if not local and (ring is None or not ring.accounts):
         told = f"{host} can be reached by others, and there are no keys"
         fail(f"{told}; make one with `conductor keys add NAME`, or listen on 127.0.0.1")
-    team = Conductor(
-        load_pool(pool, remark),
-        planner=planner,
-        router=router,
-        journal=journal(journal_file, no_journal),
-    )
+    record = journal(journal_file, no_journal)
+    team = Conductor(load_pool(pool, remark), planner=planner, router=router, journal=record)
     server = Server(
         team,
         keys=ring,
@@ -85,12 +93,17 @@ def serve(
         log_level="warning",
         access_log=False,
         server_header=False,
-        timeout_graceful_shutdown=_DRAIN_S,
+        timeout_graceful_shutdown=_WRITE_S,
         timeout_keep_alive=75,
         h11_max_incomplete_event_size=64 * 1024,
     )
-    with suppress(KeyboardInterrupt):
-        _listening(server, config).run()
+    listening = _listening(server, config, drain)
+    with nullcontext() if record is None else record:
+        listening.run()
+    if listening.stopped:
+        told = f"stopped {listening.stopped} requests that were under way"
+        hint = "" if record is None else "; `conductor resume` goes on with their runs"
+        fail(f"{told}{hint}", code=1)
 
 
 @contextmanager
@@ -104,11 +117,19 @@ def _installed() -> Iterator[None]:
         fail("this needs what is not installed; pip install 'conductor-lm[serve]'")
 
 
-def _listening(server: Server, config: Any) -> Any:
-    """A uvicorn server that says where it listens, and is ready for no more once it shall end."""
+def _listening(server: Server, config: Any, drain_s: float) -> Any:
+    """A uvicorn server that says where it listens, and drains before it closes.
+
+    At the first signal it is ready for no more, which whoever asks is told as long as requests are
+    under way; at their end, after ``drain_s`` or at a second signal it stops.
+    """
     import uvicorn
 
     class Listening(uvicorn.Server):
+        stopped = 0
+        """Requests that were still under way."""
+        _until = math.inf
+
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
             for each in self.servers:
@@ -117,8 +138,18 @@ def _listening(server: Server, config: Any) -> Any:
                 remark(f"serving at http://{shown}:{port}/v1 until Ctrl-C")
 
         def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-            server.draining = True
-            super().handle_exit(sig, frame)
+            # Not the inherited one: it has the process die of the signal after a clean end.
+            now = time.monotonic()
+            self._until = now if self.should_exit else now + drain_s
+            self.should_exit = server.draining = True
+
+        async def on_tick(self, counter: int) -> bool:
+            over = await super().on_tick(counter)
+            if over and server.open and time.monotonic() < self._until:
+                return False
+            if over:
+                self.stopped = server.stop()
+            return over
 
     return Listening(config)
 

@@ -7,8 +7,8 @@ import math
 import re
 import time
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from decimal import Decimal
@@ -173,8 +173,11 @@ class Server:
         self.limits = limits
         self.draining = False
         """Set when the process is about to end: it is ready for no more."""
+        self.stopped = False
+        """Set by :meth:`stop`."""
         self.open = 0
         """Requests for answers under way."""
+        self._under_way: set[anyio.CancelScope] = set()
         self._keys = keys
         self._hosts = frozenset(hosts)
         self._created = int(time.time())
@@ -311,7 +314,7 @@ class Server:
                 over its limits.
         """
         if self.draining:
-            raise Refusal(503, "the server is about to stop; try again", retry_after_s=2.0)
+            raise _stopping()
         if self.open >= self.limits.requests:
             told = f"{self.open} requests are under way, the most that this server takes on"
             raise Refusal(503, f"{told}; try again", code="overloaded", retry_after_s=1.0)
@@ -322,6 +325,27 @@ class Server:
         finally:
             self.open -= 1
             caller.account.leave()
+
+    def stop(self) -> int:
+        """Stop what is under way: its runs are cancelled in the journal, its clients are told.
+
+        Returns:
+            How many requests for answers were stopped.
+        """
+        self.draining = self.stopped = True
+        under_way, self._under_way = self._under_way, set()
+        for scope in under_way:
+            scope.cancel()
+        return len(under_way)
+
+    @contextmanager
+    def stoppable(self, scope: anyio.CancelScope) -> Iterator[None]:
+        """Cancel the scope if the server is stopped meanwhile."""
+        self._under_way.add(scope)
+        try:
+            yield
+        finally:
+            self._under_way.discard(scope)
 
     def settle(self, caller: Caller, runs: Sequence[Run], before: Run | None = None) -> None:
         """Enter what runs took, into the account of the client and the metrics.
@@ -567,7 +591,7 @@ class _Events:
                     silent = 0.0
                     body = b"".join(out)
                     await send({"type": "http.response.body", "body": body, "more_body": True})
-                if over and not lines:
+                if (over and not lines) or self._server.stopped:
                     break
                 if not over:
                     await anyio.sleep(_WATCH_S)
@@ -655,14 +679,17 @@ class _Answer:
         error: Exception | None = None
         async with anyio.create_task_group() as group:
             group.start_soon(_hung_up, receive, group.cancel_scope)
-            try:
-                answers = await answering.answers()
-            except Exception as caught:  # raised again outside the group, which would wrap it
-                error = caught
+            with self._server.stoppable(group.cancel_scope):
+                try:
+                    answers = await answering.answers()
+                except Exception as caught:  # raised again outside the group, which would wrap it
+                    error = caught
             group.cancel_scope.cancel()
         self._server.settle(caller, answering.runs, past)
         if error is not None:
             raise error
+        if answers is None and self._server.stopped:
+            raise _stopping()
         if answers is None:  # nobody is there any more
             served.status = 499
             return
@@ -702,15 +729,18 @@ class _Answer:
                 async with anyio.create_task_group() as group:
                     group.start_soon(_hung_up, receive, group.cancel_scope)
                     group.start_soon(work)
-                    try:
-                        await stream.follow(heard, limits.keep_alive_s)
-                    except Exception as caught:
-                        error = caught
+                    with self._server.stoppable(group.cancel_scope):
+                        try:
+                            await stream.follow(heard, limits.keep_alive_s)
+                        except Exception as caught:
+                            error = caught
                     group.cancel_scope.cancel()
         finally:
             self._server.settle(caller, answering.runs, past)
         if error is not None:
             raise error
+        if not stream.ended and self._server.stopped:
+            await stream.fail(_stopping())
         if not stream.ended:
             served.status = 499
 
@@ -757,6 +787,14 @@ class _Stream:
                     out += self._take(heard.receive_nowait())
             if out:
                 await self._put(b"".join(out))
+
+    async def fail(self, refusal: Refusal) -> None:
+        """End with an error.
+
+        Raises:
+            Refusal: The same, if nothing was sent yet.
+        """
+        await self._put(b"".join(self._take(refusal)))
 
     def _take(self, item: _Item) -> list[bytes]:
         if isinstance(item, tuple):
@@ -825,6 +863,11 @@ class _Stream:
             ]
             await self._send({"type": "http.response.start", "status": 200, "headers": headers})
         await self._send({"type": "http.response.body", "body": data, "more_body": not self.ended})
+
+
+def _stopping() -> Refusal:
+    told = "the server is about to stop; try again"
+    return Refusal(503, told, code="server_stopping", retry_after_s=2.0)
 
 
 def _refusal_of(error: Exception) -> Refusal:

@@ -23,8 +23,8 @@ from conductor.server.body import DEPTH, read_json
 from conductor.server.json_form import problem
 from conductor.server.keys import digest
 from conductor.server.refusals import STATUS, Refusal
-from runtime import FailureKind, Journal, Pool, Price, Terms, WorkerError
-from tests.serving import Team, Wire, asked, client
+from runtime import FailureKind, Journal, Pool, Price, RunState, Terms, WorkerError
+from tests.serving import Team, Wire, asked, calling, client
 
 pytestmark = pytest.mark.anyio
 CHAT = "/v1/chat/completions"
@@ -123,9 +123,9 @@ async def test_requests_at_a_time_are_bounded_by_key() -> None:
     assert statuses == [429, 200]
 
 
-def paid() -> Team:
-    """A team whose every call of pro costs 20 dollars and a bit."""
-    team = Team()
+def paid(**options: Any) -> Team:
+    """A team whose every call of pro costs a dollar per token that it reads."""
+    team = Team(**options)
     terms = {"pro": Terms(price=Price(Decimal(10**6), Decimal(0)))}
     team.conductor.pool = Pool([team.pro, team.judge], planner=team.scribe, terms=terms)
     return team
@@ -160,6 +160,71 @@ async def test_a_run_that_the_client_hung_up_on_is_paid_all_the_same() -> None:
 
     assert keys.accounts["ann"].dollars == Decimal(20)
     assert server.open == 0
+
+
+async def suspended(server: Any) -> dict[str, Any]:
+    """Have a run wait for a tool of pro's; gives the request that brings its result."""
+    tool = {"type": "function", "function": {"name": "weather"}}
+    body = asked(tools=[tool], conductor={"tools": "all"})
+    async with mine(server) as http:
+        message = (await http.post(CHAT, json=body)).json()["choices"][0]["message"]
+    (call,) = message["tool_calls"]
+    result = {"role": "tool", "tool_call_id": call["id"], "content": "25 degrees"}
+    return {**body, "messages": [*body["messages"], message, result]}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_resumed_run_that_the_client_hung_up_on_is_paid_all_the_same(
+    stream: bool, tmp_path: Path
+) -> None:
+    """What it took before is in the books already; what it took since is added, once."""
+    with Journal(tmp_path / "journal.db") as journal:
+        team = paid(journal=journal)
+        team.pro.texts = [calling(("weather", "{}")), "Sunny."]
+        team.judge.holding = anyio.Event()
+        keys = ring()
+        server = team.server(keys=keys)
+        more = await suspended(server)
+        before = keys.accounts["ann"].dollars
+        wire = Wire({**more, "stream": stream}, authorization=f"Bearer {SECRET}")
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(server, wire.scope, wire.receive, wire.send)
+            await anyio.wait_all_tasks_blocked()
+            wire.gone.set()
+        run = journal.run(journal.runs()[0].id)
+
+    assert run.state is RunState.CANCELLED
+    assert before == Decimal(50)
+    assert keys.accounts["ann"].dollars == run.dollars == Decimal(70)
+
+
+async def test_a_try_that_waited_for_another_pays_its_own_part(tmp_path: Path) -> None:
+    """The first one brings the results and fails later; the second goes on from there."""
+    with Journal(tmp_path / "journal.db") as journal:
+        team = paid(journal=journal)
+        team.pro.texts = [calling(("weather", "{}")), "Sunny it is."]
+        team.judge.texts = [WorkerError(FailureKind.REJECTED, "no"), "Yes."]
+        keys = ring()
+        server = team.server(keys=keys)
+        more = await suspended(server)
+        team.pro.holding = anyio.Event()
+        statuses = []
+
+        async def bring() -> None:
+            async with mine(server) as http:
+                reply = await http.post(CHAT, json=more, headers={"idempotency-key": "once"})
+                statuses.append(reply.status_code)
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(bring)
+            group.start_soon(bring)
+            await anyio.wait_all_tasks_blocked()
+            team.pro.holding.set()
+        run = journal.run(journal.runs()[0].id)
+
+    assert sorted(statuses) == [200, 400]
+    assert keys.accounts["ann"].dollars == run.dollars == Decimal(70)
 
 
 async def test_dollars_of_a_request_bound_its_run() -> None:

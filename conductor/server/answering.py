@@ -113,13 +113,19 @@ class Answering:
     @property
     def runs(self) -> tuple[Run, ...]:
         """All runs so far, also those that failed or were stopped."""
-        # One that went on has no beginning here; what it took is in the journal.
-        stopped = [
-            fold(events)
-            for events in self._under_way.values()
-            if events and isinstance(events[0], RunStarted)
-        ]
-        return (*self._ended, *stopped)
+        return (*self._ended, *map(self._stopped, filter(None, self._under_way.values())))
+
+    @property
+    def before(self) -> Run | None:
+        """The run that goes on, as it was when it did."""
+        return self._past
+
+    def _stopped(self, events: Sequence[Event]) -> Run:
+        if isinstance(events[0], RunStarted):
+            return fold(events)
+        # It went on, so its beginning is in the journal.
+        assert self._past is not None and self._team.journal is not None
+        return self._team.journal.run(self._past.id)
 
     def _follow(self, index: int) -> Emit:
         """Tell of a run, and keep what it takes should it be stopped."""
@@ -165,6 +171,9 @@ class Answering:
     async def _begin(self, index: int) -> Run:
         ask, wishes = self._ask, self._ask.wishes
         if self._past is not None and index == 0:
+            assert self._team.journal is not None
+            # Others may have brought results to it since it was found: what they took is theirs.
+            self._past = self._team.journal.run(self._past.id)
             run = await self._team.aresume(
                 self._past.id,
                 tool_results=self._results,

@@ -685,7 +685,7 @@ class _Answer:
                 except Exception as caught:  # raised again outside the group, which would wrap it
                     error = caught
             group.cancel_scope.cancel()
-        self._server.settle(caller, answering.runs, past)
+        self._server.settle(caller, answering.runs, answering.before)
         if error is not None:
             raise error
         if answers is None and self._server.stopped:
@@ -736,7 +736,7 @@ class _Answer:
                             error = caught
                     group.cancel_scope.cancel()
         finally:
-            self._server.settle(caller, answering.runs, past)
+            self._server.settle(caller, answering.runs, answering.before)
         if error is not None:
             raise error
         if not stream.ended and self._server.stopped:

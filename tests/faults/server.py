@@ -657,6 +657,11 @@ class FaultServer:
         self._scripts: dict[str, _Script] = {}
         self._flood_limit = flood_limit
 
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The names that are scripted."""
+        return tuple(self._scripts)
+
     def script(
         self,
         model: str,
@@ -700,7 +705,7 @@ class FaultServer:
     async def _exchange(self, connection: _Connection) -> None:
         line, body = await _request(connection)
         if line.startswith("GET"):
-            models = json.dumps({"data": [{"id": name} for name in self._scripts]}).encode()
+            models = json.dumps({"data": [{"id": name} for name in self.models]}).encode()
             await connection.send(_head("application/json", length=len(models)) + models)
             return
         asked = json.loads(body)
@@ -868,7 +873,7 @@ async def _main() -> None:
                 name = fault.name.replace(" ", "-")
                 server.script(name, fault.play)
                 server.script(f"{name}-body", fault.play, streamed=False)
-        print(f"url {server.url}\nmodels: {', '.join(server._scripts)}")
+        print(f"url {server.url}\nmodels: {', '.join(server.models)}")
         await anyio.sleep_forever()
 
 

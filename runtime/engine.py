@@ -766,6 +766,9 @@ async def _run_steps(
     return Failure(failure.kind, f"{where}: {failure.message}", failure.retry_after_s)
 
 
+_MOST_BROKEN_OFF = 2**20
+"""Most characters that are kept of a text that was not finished: more than any model writes. One
+that writes without end is stopped later, and would fill journals."""
 _FINAL = (StepState.DONE, StepState.FAILED, StepState.SKIPPED)
 
 
@@ -809,23 +812,27 @@ async def _run_step(
     started = session.now()
     session.emit(StepStarted(started, step.index, worker.name, seen))
     pieces: list[str] = []
+    left = _MOST_BROKEN_OFF
     lost: list[Attempt] = []
     first_text_s: float | None = None
 
     def on_text(text: str) -> None:
-        nonlocal first_text_s
+        nonlocal first_text_s, left
         now = session.now()
         if first_text_s is None:
             first_text_s = now - started
-        pieces.append(text)
+        if left:
+            pieces.append(text[:left])
+            left -= len(pieces[-1])
         session.emit(StepDelta(now, step.index, text))
 
     def on_lost(attempt: Attempt) -> None:
-        nonlocal first_text_s
+        nonlocal first_text_s, left
         lost.append(attempt)
         if attempt.failure.kind not in (FailureKind.DEADLINE, FailureKind.CANCELLED):
             broken_off[:] = pieces
             pieces.clear()
+            left = _MOST_BROKEN_OFF
             first_text_s = None
 
     broken_off: list[str] = []

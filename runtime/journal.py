@@ -50,6 +50,7 @@ _VERSION = 1
 _APPLICATION = 0x434E4454  # "CNDT"
 _MOST_EVENTS = 2**20  # of one run: an event's id is the run's number and its own in one integer
 _BUSY_MS = 5_000
+_WAL_BYTES = 2**22  # what one large event made longer is cut to this again
 
 _TABLES = """
 CREATE TABLE run (
@@ -179,6 +180,7 @@ class _File:
                     connection.execute(f"PRAGMA application_id = {_APPLICATION}")
                     connection.execute(f"PRAGMA user_version = {_VERSION}")
         _use_wal(connection)
+        connection.execute(f"PRAGMA journal_size_limit = {_WAL_BYTES}")
         connection.execute(f"PRAGMA synchronous = {self._synchronous}")
         connection.create_function("folded", 1, str.casefold, deterministic=True)
 

@@ -319,6 +319,18 @@ async def test_no_run_grows_into_the_next(journal: Journal) -> None:
         writer(RoundStarted(2.0, 2))
 
 
+def test_a_large_event_does_not_keep_its_side_file_large(tmp_path: Path) -> None:
+    """SQLite would leave the file as long as it ever was, until the process ends."""
+    side = tmp_path / "runs.db-wal"
+    with Journal(tmp_path / "runs.db") as journal:
+        for run, query in (("r", "x" * 2**24), ("s", "q"), ("t", "q")):
+            writer = journal.before(no_listener)
+            writer(RunStarted(0.0, run, query, ("a",), "2026-01-01T00:00:00.000+00:00"))
+        after = side.stat().st_size
+
+    assert after <= 2**22
+
+
 def test_file_and_side_files_are_their_owners_alone(tmp_path: Path) -> None:
     before = os.umask(0)
     try:

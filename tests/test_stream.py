@@ -101,6 +101,21 @@ async def test_the_stream_of_events_folds_to_the_run() -> None:
     assert [step.text for step in whole.steps] == [step.text for step in stream.run.steps]
 
 
+async def test_of_a_text_without_end_a_part_is_kept() -> None:
+    """All of it was streamed; the record has as much as a model could mean."""
+    conductor = team(Typist("a", (*["x" * 700_000] * 3, GONE)))
+    streamed: list[str] = []
+
+    run = await conductor.arun(
+        "q",
+        worker="a",
+        on_event=lambda event: streamed.append(getattr(event, "text", "")),
+    )
+
+    assert sum(map(len, streamed)) == 3 * 3 * 700_000  # in three tries
+    assert run.steps[0].text == "x" * 2**20
+
+
 async def test_text_is_that_of_the_last_step_piece_by_piece() -> None:
     """Earlier steps write elsewhere."""
     conductor = team(Typist("a", ("not ", "this")), Typist("b", ("but ", "that")))

@@ -619,7 +619,7 @@ class _Answer:
             ask = server.continued(ask, caller)
         served.headers["x-conductor-policy"] = policy.pinned
         if ask.noted:
-            served.headers["x-conductor-ignored"] = _ascii(", ".join(ask.noted))[:1000]
+            served.headers["x-conductor-ignored"] = _on_a_line(", ".join(ask.noted)[:1000])
         name = _header(scope, b"idempotency-key")
         if not name:
             await self._admitted(caller, policy, ask, past, results, served, receive, send)
@@ -1019,5 +1019,6 @@ def _request_id(scope: Scope) -> str:
     return given if fits else f"req_{uuid4().hex}"
 
 
-def _ascii(text: str) -> str:
-    return text.encode("ascii", "replace").decode()
+def _on_a_line(text: str) -> str:
+    """A text as a header can hold it: what would end it, or is no ASCII, is a question mark."""
+    return "".join(each if " " <= each <= "~" else "?" for each in text)

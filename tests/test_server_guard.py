@@ -545,6 +545,22 @@ async def test_a_retry_finds_the_run_that_the_client_had_hung_up_on() -> None:
     assert len(team.judge.calls) == 1
 
 
+async def test_of_replies_that_are_kept_the_oldest_make_room() -> None:
+    """What is kept for retries is bounded; a retry that comes too late is a run of its own."""
+    team = Team()
+    team.pro.texts = ["word " * 1000]
+    server = team.server(limits=Limits(kept_bytes=15_000))
+    replayed = []
+    async with client(server) as http:
+        for key in ("a", "b", "c", "c", "b", "a"):
+            body, headers = asked("worker/pro"), {"idempotency-key": key}
+            reply = await http.post(CHAT, json=body, headers=headers)
+            replayed.append("x-conductor-replayed" in reply.headers)
+
+    assert replayed == [False, False, False, True, True, False]
+    assert len(team.pro.calls) == 4
+
+
 async def test_a_failure_is_not_kept_and_keys_are_for_one_request_of_one_client() -> None:
     team = Team()
     team.pro.texts = [WorkerError(FailureKind.REJECTED, "no"), "Tea warms."]

@@ -58,6 +58,7 @@ _ID = re.compile(r"[0-9a-f]{32}")
 _WATCH_S = 0.2
 _KEPT_S = 600.0
 _MOST_KEPT = 1000
+_KEPT_BESIDE = 300  # bytes of a kept message beside its body
 _RUN_STATUS = {RunState.RUNNING: "in_progress", RunState.CANCELLED: "cancelled"}
 
 
@@ -71,6 +72,8 @@ class Limits:
     """Most requests for answers at the same time; more are told to come again."""
     keep_alive_s: float = 10.0
     """Longest silence of a stream."""
+    kept_bytes: int = 64 * 2**20
+    """Most that is kept of replies to idempotency keys, together; the oldest are forgotten."""
     unread: int = 100_000
     """Most events that wait for a client who does not read; then its run is stopped."""
 
@@ -137,6 +140,8 @@ class Kept:
     over: anyio.Event = field(default_factory=anyio.Event)
     until: float = math.inf
     """When it is forgotten."""
+    size: int = 0
+    """About how many bytes it takes, once it is made."""
 
 
 @dataclass(slots=True)
@@ -444,8 +449,9 @@ class Server:
                 del self._kept[old]
             known = self._kept.get(at)
             if known is None:
+                self._make_room(_MOST_KEPT - 1, self.limits.kept_bytes)
                 if len(self._kept) >= _MOST_KEPT:
-                    told = "too many replies are kept for idempotency keys"
+                    told = "too many replies are being made for idempotency keys"
                     raise Refusal(503, f"{told}; try again", retry_after_s=5.0)
                 self._kept[at] = Kept(digest)
                 return self._kept[at]
@@ -455,11 +461,24 @@ class Server:
             if known.over.is_set():
                 return known
             await known.over.wait()
+            if known.until < math.inf:
+                return known
+
+    def _make_room(self, count: int, size: int) -> None:
+        """Forget the oldest replies until there are so many at most, of so many bytes."""
+        done = [key for key, each in self._kept.items() if each.until < math.inf]
+        size -= sum(self._kept[key].size for key in done)
+        for key in done:
+            if len(self._kept) <= count and size >= 0:
+                return
+            size += self._kept.pop(key).size
 
     def settled(self, caller: Caller, name: str, kept: Kept, *, whole: bool) -> None:
         """Keep a reply for a while, or forget it if it is none."""
         if whole:
             kept.until = time.monotonic() + _KEPT_S
+            kept.size = sum(len(each.get("body", b"")) + _KEPT_BESIDE for each in kept.messages)
+            self._make_room(_MOST_KEPT, self.limits.kept_bytes)
         else:
             del self._kept[caller.name, name]
         kept.over.set()

@@ -43,8 +43,8 @@ class Served:
         """Lets the model go on after its first word."""
         self.journal = folder / "journal.db"
 
-    def signal(self) -> None:
-        self.process.send_signal(signal.SIGTERM)
+    def signal(self, which: int = signal.SIGTERM) -> None:
+        self.process.send_signal(which)
 
     async def unready(self) -> None:
         """Wait until it says that it takes no more."""
@@ -183,11 +183,12 @@ async def test_after_the_drain_limit_it_stops_by_itself(tmp_path: Path) -> None:
     assert here.run_states() == [RunState.CANCELLED]
 
 
-async def test_with_nothing_under_way_it_ends_at_once_and_tells_how_it_is(tmp_path: Path) -> None:
+async def test_with_nothing_under_way_ctrl_c_ends_it_at_once(tmp_path: Path) -> None:
+    """Until then, its metrics tell how the process is."""
     async with served(tmp_path) as here:
         text = (await here.http.get("/metrics")).text
         memory = await anyio.Path(f"/proc/{here.process.pid}/statm").read_text()
-        here.signal()
+        here.signal(signal.SIGINT)
         code, told = await here.end()
 
     figures = dict(line.split() for line in text.splitlines() if not line.startswith("#"))

@@ -673,7 +673,8 @@ class Soak:
         warm = [each for each in self._samples if each.at_s > warm_s]
         slope = _slope(warm)
         third = max(1, len(self._per_run) // 3)
-        journal = statistics.mean(self._per_run[-third:]) / statistics.mean(self._per_run[:third])
+        first, last = self._per_run[:third], self._per_run[-third:]
+        journal = statistics.median(last) / statistics.median(first)
         said = (self._folder / "stderr").read_text()
         loud = [line for line in said.splitlines() if _LOUD.search(line)]
         print("outcomes:")

@@ -1,8 +1,9 @@
 """Carrying plans out: the pool of workers, the schedule, the engine and the record of a run."""
 
+from .connections import HttpClient
 from .context import conversation_query, step_messages, turn_messages
 from .discover import Found, discover, pool_toml
-from .endpoint import Endpoint, HttpClient
+from .endpoint import Endpoint
 from .engine import (
     Answered,
     Cache,

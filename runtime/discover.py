@@ -13,7 +13,8 @@ from typing import Literal
 
 import anyio
 
-from .endpoint import Endpoint, HttpClient
+from .connections import HttpClient
+from .endpoint import Endpoint
 from .errors import WorkerError
 
 PROBE_TIMEOUT_S = 1.0

@@ -7,8 +7,6 @@ and nowhere else:
 - ``_STATUS``: what an HTTP status means,
 - ``_CODES``: what an ``error`` object in a body or stream means,
 - ``exception_table()``: what an exception of httpx or aiohttp means.
-
-httpx and aiohttp are imported when the first call is made, not before.
 """
 
 from __future__ import annotations
@@ -26,12 +24,12 @@ from difflib import get_close_matches
 from email.utils import parsedate_to_datetime
 from functools import cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self, TypeGuard, cast
+from typing import Any, Literal, NoReturn, Self, TypeGuard
 from urllib.parse import SplitResult, parse_qsl, quote, urlsplit, urlunsplit
 
 import anyio
-import anyio.lowlevel
 
+from .connections import CappedBody, Client, HttpClient, Reply
 from .errors import FailureKind, PoolError, WorkerError
 from .worker import (
     Call,
@@ -48,9 +46,6 @@ from .worker import (
     with_system,
 )
 
-if TYPE_CHECKING:
-    import httpx
-
 CHECK_TIMEOUT_S = 5.0
 BODY_LIMIT = 32 * 2**20
 """Most bytes of one completion, with everything round it."""
@@ -60,141 +55,8 @@ ERROR_LIMIT = 2**20
 _DRAIN_S = 0.25  # for the end of the body after [DONE], so that the connection can be used again
 _TAIL_S = 2.0  # for usage and [DONE] after the finish reason; the completion itself is whole
 _REFUSAL_S = 0.5  # for the body of an error; its status and headers have told the outcome
-_TURN = 2**14  # bytes of a body after which others have a turn, however fast they come
 _MOST_TOKENS = 10**9  # more than any model reads or writes; a larger count is nonsense
 _QUOTED = 300  # longest quotation of a server in a message
-
-
-# -- the client -------------------------------------------------------------------------------
-
-
-@dataclass(slots=True)
-class _Open:
-    """The client of one event loop and how many have entered it."""
-
-    client: _Client
-    holders: int = 0
-
-
-class HttpClient:
-    """The connections of a pool: one httpx client per event loop, opened while anyone needs it.
-
-    Entering twice is harmless, and so is entering from several event loops, in turn or in threads:
-    each has connections of its own. Under asyncio requests go through aiohttp, since httpx's own
-    connection pool slows down from some fifty concurrent calls on and loses slots to cancellation
-    (encode/httpx#3215, encode/httpcore#1093). There is no limit of connections here: limits belong
-    to the workers, and a queue that nobody sees would spoil them.
-
-    Args:
-        transport: Used instead of the network. It is shared by all loops and closed with each.
-    """
-
-    def __init__(self, *, transport: httpx.AsyncBaseTransport | None = None) -> None:
-        self._transport = transport
-        self._open: anyio.lowlevel.RunVar[_Open | None] = anyio.lowlevel.RunVar(
-            f"http-{id(self)}", None
-        )
-
-    @asynccontextmanager
-    async def opened(self) -> AsyncIterator[_Client]:
-        """Hold the client of this event loop open and give it."""
-        async with self:
-            state = self._open.get()
-            assert state is not None
-            yield state.client
-
-    async def __aenter__(self) -> Self:
-        state = self._open.get()
-        if state is None:
-            state = _Open(_Client(self._transport or _new_transport()))
-            self._open.set(state)
-        state.holders += 1
-        return self
-
-    async def __aexit__(self, *exc_info: object) -> None:
-        state = self._open.get()
-        assert state is not None
-        state.holders -= 1
-        if state.holders == 0:
-            self._open.set(None)  # before the await: who enters meanwhile gets a new client
-            with anyio.CancelScope(shield=True):
-                await state.client.aclose()
-
-
-class _Client:
-    """Sends requests over a transport, and nothing besides: httpx's own client would follow
-    redirects, keep cookies and read the environment, and costs as much as the transport itself."""
-
-    def __init__(self, transport: httpx.AsyncBaseTransport) -> None:
-        self._transport = transport
-
-    @asynccontextmanager
-    async def stream(
-        self,
-        method: str,
-        url: str,
-        *,
-        headers: Mapping[str, str],
-        content: bytes | None,
-        limits: httpx.Timeout,
-    ) -> AsyncIterator[httpx.Response]:
-        """Send a request and give the response, whose body is still to come."""
-        import httpx
-
-        request = httpx.Request(
-            method,
-            url,
-            headers={"User-Agent": "conductor", **headers},
-            content=content,
-            extensions={"timeout": limits.as_dict()},
-        )
-        response = await self._transport.handle_async_request(request)
-        response.request = request
-        try:
-            yield response
-        finally:
-            await response.aclose()
-
-    async def aclose(self) -> None:
-        """Close all connections."""
-        await self._transport.aclose()
-
-
-def _new_transport() -> httpx.AsyncBaseTransport:
-    import httpx
-
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=100)
-    if _under_trio():
-        return httpx.AsyncHTTPTransport(verify=_tls(), trust_env=False, limits=limits)
-
-    import aiohttp
-    from httpx_aiohttp import AiohttpTransport
-
-    def session() -> aiohttp.ClientSession:
-        # Made here because the transport's own session keeps cookies, and has aiohttp's limit of
-        # 100 connections where none is asked for.
-        return aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, ssl=_tls()),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            trust_env=False,
-        )
-
-    return AiohttpTransport(verify=_tls(), trust_env=False, client=session)
-
-
-def _under_trio() -> bool:
-    try:
-        import sniffio
-    except ImportError:  # it comes with trio
-        return False
-    return sniffio.current_async_library() == "trio"
-
-
-@cache
-def _tls() -> ssl.SSLContext:
-    import httpx
-
-    return httpx.create_ssl_context(trust_env=False)
 
 
 # -- the worker -------------------------------------------------------------------------------
@@ -254,9 +116,15 @@ class Endpoint:
         key = key.strip()
         _check_secrets(name, self._url, key, headers)
         self._given_headers = tuple(headers)
-        self._headers = {**headers, "Accept-Encoding": "identity"}
+        self._headers = {"User-Agent": "conductor", **headers, "Accept-Encoding": "identity"}
         if key:
             self._headers["Authorization"] = f"Bearer {key}"
+        self._post_headers = {
+            **self._headers,
+            "Content-Type": "application/json",
+            "Accept": "text/event-stream",
+        }
+        self._completions = self._address("/chat/completions")
         self._secrets = _forms_of(key, headers.values())
         self._sampling = sampling
         self._system = system
@@ -379,7 +247,7 @@ class Endpoint:
         }
 
     async def _attempt(
-        self, client: _Client, call: Call, on_text: OnText, *, ask_usage: bool
+        self, client: Client, call: Call, on_text: OnText, *, ask_usage: bool
     ) -> Completion:
         answer = _Answer(self, on_text)
         # json escapes all that is not ASCII, so that lone surrogates of a broken text can be sent
@@ -389,16 +257,16 @@ class Endpoint:
             async with self._sent(
                 client,
                 "POST",
-                "/chat/completions",
+                self._completions,
+                self._post_headers,
                 self._timeout_s,
-                content=content,
-                headers={"Content-Type": "application/json", "Accept": "text/event-stream"},
+                content,
             ) as response:
                 await self._read_answer(response, answer, ask_usage)
         except WorkerError as error:
             failure = error
         if failure is not None and not answer.finished:
-            failure.__context__ = None  # what httpx raised holds the request, with its key
+            failure.__context__ = None  # what a library raised holds the request, with its key
             raise failure
         return answer.completion()  # whole after its finish reason, whatever came then
 
@@ -406,52 +274,51 @@ class Endpoint:
         with anyio.move_on_after(timeout_s):
             async with (
                 self._client.opened() as client,
-                self._sent(client, "GET", "/models", timeout_s) as response,
+                self._sent(
+                    client, "GET", self._address("/models"), self._headers, timeout_s
+                ) as response,
             ):
-                limit = BODY_LIMIT if response.status_code == 200 else ERROR_LIMIT
+                limit = BODY_LIMIT if response.status == 200 else ERROR_LIMIT
                 text, _ = await self._read_body(response, limit)
-                return response.status_code, _json_or_text(text)
+                return response.status, _json_or_text(text)
         self._fail(FailureKind.TIMEOUT, f"no answer within {timeout_s:g} s", "is it overloaded?")
 
     @asynccontextmanager
     async def _sent(
         self,
-        client: _Client,
+        client: Client,
         method: str,
-        path: str,
+        url: str,
+        headers: Mapping[str, str],
         timeout_s: float,
-        *,
-        headers: Mapping[str, str] | None = None,
         content: bytes | None = None,
-    ) -> AsyncIterator[httpx.Response]:
-        """Send a request; what httpx raises, here or in the block, leaves as a WorkerError.
+    ) -> AsyncIterator[Reply]:
+        """Send a request; what HTTP libraries raise, here or in the block, leaves as a WorkerError.
 
         The WorkerError has no cause: the exceptions of HTTP libraries hold the request with its
         key, and whatever logs them with their attributes would show it.
         """
-        import httpx
-
-        # "pool" is aiohttp's limit for the whole of connecting, name look-up included
-        timeout = httpx.Timeout(timeout_s, connect=self._connect_s, pool=self._connect_s)
         told: WorkerError
         try:
-            async with client.stream(
+            reply = await client.send(
                 method,
-                self._address(path),
-                headers={**self._headers, **(headers or {})},
-                content=content,
-                limits=timeout,
-            ) as response:
-                yield response
+                url,
+                headers,
+                content,
+                silence_s=timeout_s,
+                connect_s=self._connect_s,
+            )
+            try:
+                yield reply
+            finally:
+                await reply.aclose()
             return
         except tuple(exception_table()) as error:
             told = self._exception_error(error)
         raise told
 
-    async def _read_answer(
-        self, response: httpx.Response, answer: _Answer, ask_usage: bool
-    ) -> None:
-        status = response.status_code
+    async def _read_answer(self, response: Reply, answer: _Answer, ask_usage: bool) -> None:
+        status = response.status
         if status != 200:
             text, _ = await self._read_body(response, ERROR_LIMIT, _REFUSAL_S)
             payload = _json_or_text(text)
@@ -472,7 +339,7 @@ class Endpoint:
             self._fail(FailureKind.BAD_RESPONSE, *_TOO_LONG)
         answer.take_json(text)
 
-    async def _read_events(self, response: httpx.Response, answer: _Answer) -> None:
+    async def _read_events(self, response: Reply, answer: _Answer) -> None:
         """Read server-sent events until the end, [DONE], a failure or the cap.
 
         The loop is never left early. HTTP libraries nest async generators, and one that is dropped
@@ -504,7 +371,7 @@ class Endpoint:
             self._fail(FailureKind.BAD_RESPONSE, *_TOO_LONG)
 
     async def _read_body(
-        self, response: httpx.Response, limit: int, seconds: float = math.inf
+        self, response: Reply, limit: int, seconds: float = math.inf
     ) -> tuple[str, bool]:
         """Read at most ``limit`` bytes for so many seconds; also tell whether that was all."""
         pieces: list[bytes] = []
@@ -515,15 +382,13 @@ class Endpoint:
         whole = not stream.over and not scope.cancelled_caught
         return b"".join(pieces).decode("utf-8-sig", "replace"), whole
 
-    def _capped(
-        self, response: httpx.Response, limit: int, scope: anyio.CancelScope
-    ) -> _CappedStream:
+    def _capped(self, response: Reply, limit: int, scope: anyio.CancelScope) -> CappedBody:
         """The body of a response: its first ``limit`` bytes, then the scope is cancelled."""
         coding = response.headers.get("content-encoding", "identity").lower()
         if coding != "identity":  # a few bytes of it could unpack to gigabytes
             what = f"it sent a body in {coding[:20]}, though asked for a plain one"
             self._fail(FailureKind.BAD_RESPONSE, what, "switch compression off in the proxy")
-        return _CappedStream(cast("httpx.AsyncByteStream", response.stream), limit, scope)
+        return CappedBody(response.body, limit, scope)
 
     # -- failures
 
@@ -591,20 +456,14 @@ class Endpoint:
 
 
 def _precise(error: Exception) -> Exception:
-    """Find the exception that tells most: httpx and httpx-aiohttp fold different things into one.
-
-    A failed certificate or name look-up is a ConnectError like any other, and every connection
-    that aiohttp loses a ConnectTimeout.
-    """
-    import aiohttp
-
-    cause = error.__cause__
+    """Find the exception that tells most: to httpx a failed certificate or name look-up is a
+    ConnectError like any other."""
     chain: BaseException | None = error
     while chain is not None:
         if isinstance(chain, ssl.SSLError | socket.gaierror):
             return chain
         chain = chain.__cause__ or chain.__context__
-    return cause if isinstance(cause, aiohttp.ClientError) else error
+    return error
 
 
 class _NoStreamOptions(WorkerError):
@@ -612,40 +471,6 @@ class _NoStreamOptions(WorkerError):
 
 
 # -- bodies -----------------------------------------------------------------------------------
-
-
-class _CappedStream:
-    """The bytes of a body up to a limit; what goes beyond it cancels the scope."""
-
-    def __init__(self, stream: httpx.AsyncByteStream, limit: int, scope: anyio.CancelScope) -> None:
-        self._stream = stream
-        self._left = limit
-        self._turn = _TURN
-        self._scope = scope
-        self.over = False
-        """Whether there was more."""
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        # Under trio every read of the socket looks for cancellation and lets others run. Under
-        # asyncio, somebody who sends without pause never lets the task wait: it would not find out
-        # that it is cancelled, and nobody else would have a turn.
-        greedy = not _under_trio()
-        async for piece in self._stream:
-            if self._scope.cancel_called:
-                if greedy:
-                    await anyio.lowlevel.checkpoint()
-                continue
-            if len(piece) > self._left:
-                piece = piece[: self._left]
-                self.over = True
-                self._scope.cancel()
-            self._left -= len(piece)
-            self._turn -= len(piece)
-            if greedy and self._turn < 0:
-                self._turn = _TURN
-                await anyio.lowlevel.checkpoint()
-            if piece:
-                yield piece
 
 
 _MARK = "\N{BOM}".encode()

@@ -46,7 +46,8 @@ import anyio.lowlevel
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.json_schema import SkipJsonSchema
 
-from .endpoint import Endpoint, HttpClient
+from .connections import HttpClient
+from .endpoint import Endpoint
 from .errors import PoolError
 from .limits import Budget, Guard, Terms
 from .local import EngineName, LocalModel, LocalWorker

@@ -141,14 +141,14 @@ def _listening(server: Server, config: Any, drain_s: float) -> Any:
             # Not the inherited one: it has the process die of the signal after a clean end.
             now = time.monotonic()
             self._until = now if self.should_exit else now + drain_s
-            self.should_exit = server.draining = True
+            self.should_exit = server.traffic.draining = True
 
         async def on_tick(self, counter: int) -> bool:
             over = await super().on_tick(counter)
-            if over and server.open and time.monotonic() < self._until:
+            if over and server.traffic.open and time.monotonic() < self._until:
                 return False
             if over:
-                self.stopped = server.stop()
+                self.stopped = server.traffic.stop()
             return over
 
     return Listening(config)

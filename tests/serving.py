@@ -126,6 +126,8 @@ class Wire:
         elif message.get("body"):
             self.sent.append(message["body"])
         await checkpoint()
+        if message["type"] == "http.response.body" and not message.get("more_body"):
+            self.gone.set()  # as ASGI has it: nothing is received any more after a whole reply
 
 
 def asked(model: str = "conductor", text: str = "Is tea healthy?", **more: Any) -> dict[str, Any]:

@@ -257,7 +257,7 @@ async def test_a_client_that_hangs_up_stops_the_run_and_its_calls(
             await anyio.wait_all_tasks_blocked()
             wire.gone.set()
 
-        assert (team.judge.cancelled, server.open) == (1, 0)
+        assert (team.judge.cancelled, server.traffic.open) == (1, 0)
         (run,) = journal.runs()
         assert run.state is RunState.CANCELLED
         assert b"[DONE]" not in b"".join(wire.sent)
@@ -287,7 +287,7 @@ async def test_who_does_not_read_is_dropped() -> None:
     await server(wire.scope, wire.receive, wire.send)
 
     assert b"[DONE]" not in b"".join(wire.sent)
-    assert server.open == 0
+    assert server.traffic.open == 0
 
 
 # -- failures ------------------------------------------------------------------------------------

@@ -159,7 +159,7 @@ async def test_a_run_that_the_client_hung_up_on_is_paid_all_the_same() -> None:
         wire.gone.set()
 
     assert keys.accounts["ann"].dollars == Decimal(20)
-    assert server.open == 0
+    assert server.traffic.open == 0
 
 
 async def suspended(server: Any) -> dict[str, Any]:
@@ -490,7 +490,7 @@ async def test_a_server_that_is_to_stop_finishes_and_takes_no_more() -> None:
         async with anyio.create_task_group() as group:
             group.start_soon(ask)
             await anyio.wait_all_tasks_blocked()
-            server.draining = True
+            server.traffic.draining = True
             ready = await http.get("/health/ready")
             await ask()
             team.pro.holding.set()
@@ -594,7 +594,6 @@ async def test_a_bug_is_a_500_without_its_words(caplog: pytest.LogCaptureFixture
     team.conductor.arun = broken  # type: ignore[method-assign]
     team.conductor.planning = lambda: team.conductor  # type: ignore[method-assign]
     server = team.server()
-    server._anybody.team = team.conductor
     async with client(server) as http:
         with caplog.at_level(logging.ERROR):
             reply = await http.post(CHAT, json=asked())

@@ -312,7 +312,7 @@ async def test_a_streamed_call_leaves_nothing_behind(end: str) -> None:
 
     # A leak by call would be CALLS of something.
     assert {what: count for what, count in (after - before).items() if count >= CALLS // 2} == {}
-    assert server.open == 0
+    assert server.traffic.open == 0
 
 
 async def calls(server: Server, faults: FaultServer, count: int, *, hang_up: bool) -> None:

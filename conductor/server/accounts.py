@@ -2,11 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from decimal import Decimal
+from typing import Any, Self
 
 from runtime import Account, PlanSource, Run, StepResult, StepState, Usage
+
+
+@dataclass(frozen=True, slots=True)
+class Took:
+    """What a run took, added up once for all who tell of it: a Run adds up whenever it is asked."""
+
+    run: Run
+    accounts: Mapping[str, Account]
+    """Of each worker, for steps."""
+    planning: Account
+    usage: Usage
+    """Tokens of all calls."""
+    dollars: Decimal
+
+    @classmethod
+    def by(cls, run: Run) -> Self:
+        """Add up a run."""
+        accounts, planning = run.accounts, run.orchestration
+        usage, dollars = planning.usage, planning.dollars
+        for each in accounts.values():
+            usage += each.usage
+            dollars += each.dollars
+        return cls(run, accounts, planning, usage, dollars)
+
+    @property
+    def busy_s(self) -> float:
+        """Seconds in which some worker was being called; the rest of a run is our own doing."""
+        steps = (step for step in self.run.steps if step.seconds)
+        calls = [(step.started_s, step.started_s + step.seconds) for step in steps]
+        total, end = sum(attempt.seconds for attempt in self.run.planning), 0.0
+        for start, stop in sorted(calls):
+            total += max(0.0, stop - max(start, end))
+            end = max(end, stop)
+        return total
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +73,7 @@ def said(run: Run) -> str:
     return last.turns[-1].text if last is not None and asks else ""
 
 
-def spent(runs: Iterable[Run], before: Run | None = None) -> Spent:
+def spent(runs: Iterable[Took], before: Took | None = None) -> Spent:
     """Tokens of one or more runs.
 
     Args:
@@ -46,12 +81,12 @@ def spent(runs: Iterable[Run], before: Run | None = None) -> Spent:
         before: The first one as it was, if it went on; that is not counted again.
     """
     answer, other = Usage(), Usage()
-    for run in runs:
-        own = _own(run)
+    for each in runs:
+        own = _own(each.run)
         answer += own
-        other += _less(run.usage + run.planning_usage, own)
+        other += _less(each.usage, own)
     if before is not None:
-        other = _less(other, before.usage + before.planning_usage)
+        other = _less(other, before.usage)
     return Spent(answer, other)
 
 
@@ -74,7 +109,7 @@ def _less(one: Usage, other: Usage) -> Usage:
     )
 
 
-def chat_usage(runs: Iterable[Run], before: Run | None = None) -> dict[str, Any]:
+def chat_usage(runs: Iterable[Took], before: Took | None = None) -> dict[str, Any]:
     """Usage as chat completions tell it."""
     took = spent(runs, before)
     return {
@@ -92,7 +127,7 @@ def chat_usage(runs: Iterable[Run], before: Run | None = None) -> dict[str, Any]
     }
 
 
-def responses_usage(runs: Iterable[Run], before: Run | None = None) -> dict[str, Any]:
+def responses_usage(runs: Iterable[Took], before: Took | None = None) -> dict[str, Any]:
     """Usage as responses tell it."""
     took = spent(runs, before)
     return {
@@ -112,7 +147,7 @@ def responses_usage(runs: Iterable[Run], before: Run | None = None) -> dict[str,
 
 
 def disclosure(
-    policy: str, runs: Sequence[Run], estimate: dict[str, Any] | None = None
+    policy: str, runs: Sequence[Took], estimate: dict[str, Any] | None = None
 ) -> dict[str, Any]:
     """The ``conductor`` object of a reply: who did what in the run, and what it took.
 
@@ -125,12 +160,12 @@ def disclosure(
     estimated = {"dry_run": True, "estimate": estimate} if estimate else {}
     if not runs:
         return {"policy": policy, **estimated}
-    run = runs[0]
+    run = runs[0].run
     accounts: dict[str, Account] = {}
     for each in runs:
         for worker, account in each.accounts.items():
             accounts[worker] = accounts.get(worker, Account()) + account
-    planning = [each.orchestration for each in runs if each.planning]
+    planning = [each.planning for each in runs if each.run.planning]
     told: dict[str, Any] = {
         "run": run.id,
         "policy": policy,
@@ -140,13 +175,13 @@ def disclosure(
         "workers": {worker: _account(account) for worker, account in accounts.items()},
         "steps": [_step(each) for each in run.steps],
         "dollars": float(sum(each.dollars for each in runs)),
-        "seconds": round(sum(each.seconds for each in runs), 6),
+        "seconds": round(sum(each.run.seconds for each in runs), 6),
         **estimated,
     }
     if planning:
         told["planning"] = _account(sum(planning, Account()))
     if len(runs) > 1:
-        told["runs"] = [each.id for each in runs]
+        told["runs"] = [each.run.id for each in runs]
     return told
 
 
@@ -202,13 +237,3 @@ def _account(account: Account) -> dict[str, Any]:
         "dollars": float(account.dollars),
         "unpriced": account.unpriced,
     }
-
-
-def busy_s(run: Run) -> float:
-    """Seconds in which some worker was being called; the rest of a run is our own doing."""
-    calls = [(step.started_s, step.started_s + step.seconds) for step in run.steps if step.seconds]
-    total, end = sum(attempt.seconds for attempt in run.planning), 0.0
-    for start, stop in sorted(calls):
-        total += max(0.0, stop - max(start, end))
-        end = max(end, stop)
-    return total

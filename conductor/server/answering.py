@@ -32,7 +32,7 @@ from runtime import (
 
 from ..estimate import estimate
 from ..orchestrator import AnswerText, Conductor
-from .accounts import last_step, said
+from .accounts import Took, last_step, said
 from .ask import Ask
 from .json_form import problem, read_text
 from .policies import Policy
@@ -48,11 +48,11 @@ class Answers:
 
     choices: tuple[tuple[str, Run], ...]
     """The text of each choice, and its run: one that is suspended asks for tools."""
-    runs: tuple[Run, ...]
+    runs: tuple[Took, ...]
     """All runs that were made, the first choice's first."""
     estimate: dict[str, Any] | None = None
     """Of a dry run."""
-    before: Run | None = None
+    before: Took | None = None
     """The run as it was, if it went on with results of tools."""
 
 
@@ -108,17 +108,18 @@ class Answering:
         self._on_event = on_event
         self._extra: list[Run] = []
         self._under_way: dict[int, list[Event]] = {}
-        self._ended: list[Run] = []
+        self._ended: dict[str, Took] = {}
 
     @property
-    def runs(self) -> tuple[Run, ...]:
+    def runs(self) -> tuple[Took, ...]:
         """All runs so far, also those that failed or were stopped."""
-        return (*self._ended, *map(self._stopped, filter(None, self._under_way.values())))
+        stopped = map(self._stopped, filter(None, self._under_way.values()))
+        return (*self._ended.values(), *map(Took.by, stopped))
 
     @property
-    def before(self) -> Run | None:
+    def before(self) -> Took | None:
         """The run that goes on, as it was when it did."""
-        return self._past
+        return None if self._past is None else Took.by(self._past)
 
     def _stopped(self, events: Sequence[Event]) -> Run:
         if isinstance(events[0], RunStarted):
@@ -140,7 +141,7 @@ class Answering:
 
     def _over(self, index: int, run: Run) -> Run:
         self._under_way.pop(index, None)
-        self._ended.append(run)
+        self._ended[run.id] = Took.by(run)
         return run
 
     async def answers(self) -> Answers:
@@ -166,7 +167,7 @@ class Answering:
                 raise choice
         done = tuple(choice for choice in choices if not isinstance(choice, Refusal))
         runs = (*self._extra, *(run for _, run in done))
-        return Answers(done, runs, before=self._past)
+        return Answers(done, tuple(self._ended[each.id] for each in runs), before=self.before)
 
     async def _begin(self, index: int) -> Run:
         ask, wishes = self._ask, self._ask.wishes
@@ -287,7 +288,7 @@ class Answering:
         again = await self._team.arun(
             replace(self._ask.call, messages=again_asked), worker=last.worker, budget=self._budget()
         )
-        self._ended.append(again)
+        self._ended[again.id] = Took.by(again)
         text = answer_of(again)
         if wrong := _wrong(text, schema):
             told = f"{last.worker} did not write what was asked for, twice: {wrong}"
@@ -322,7 +323,7 @@ class Answering:
             answer_of(run)
         assert run.plan is not None
         found = estimate(run.plan, team.pool, query=run.query)
-        return Answers(((str(run.plan), run),), (run,), json.loads(found.to_json()))
+        return Answers(((str(run.plan), run),), self.runs, json.loads(found.to_json()))
 
 
 _ONLY_JSON = "Write it again as JSON, and nothing else."

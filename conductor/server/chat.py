@@ -148,7 +148,7 @@ def reply(ask: Ask, policy: str, created: int, answers: Answers) -> dict[str, An
         answers: What came of it.
     """
     return {
-        "id": identifier(answers.runs[0].id if answers.runs else "dry-run"),
+        "id": identifier(answers.runs[0].run.id if answers.runs else "dry-run"),
         "object": "chat.completion",
         "created": created,
         "model": ask.model,

@@ -203,7 +203,7 @@ def continued(ask: Ask, run: Run, text: str) -> tuple[Message, ...]:
 
 def reply(ask: Ask, policy: str, created: int, answers: Answers) -> dict[str, Any]:
     """A whole response."""
-    run = answers.runs[0].id if answers.runs else "dry_run"
+    run = answers.runs[0].run.id if answers.runs else "dry_run"
     text, last = answers.choices[0] if answers.choices else ("", None)
     reason = finish_reason(last) if last else "stop"
     done = reason not in ("length", "content_filter")

@@ -720,12 +720,15 @@ def _read(query: str | Call) -> tuple[str, Call | None]:
         return query, None
     messages = tuple(map(_mended, query.messages))
     text = conversation_query(messages)
-    asked = replace(query, messages=messages)
+    asked = query if messages == query.messages else replace(query, messages=messages)
     plain = messages == (Message("user", text),)
     return text, None if plain and asked == Call(messages) else asked
 
 
 def _mended(message: Message) -> Message:
+    texts = (message.content, message.name, message.tool_call_id)
+    if not message.tool_calls and all(map(str.isascii, texts)):
+        return message
     calls = (
         replace(call, id=mended(call.id), name=mended(call.name), arguments=mended(call.arguments))
         for call in message.tool_calls

@@ -141,7 +141,7 @@ _MERGE = "Put the earlier results together and give the final answer."
 
 def single(worker: str | int, subtask: str) -> Plan:
     """One step: hand the subtask to one worker."""
-    return Plan.of([subtask], [worker], [[]])
+    return Plan((Step(0, worker, subtask),))
 
 
 def chain(subtasks: Sequence[str], workers: Sequence[str | int]) -> Plan:

@@ -28,6 +28,7 @@ from typing import Any, Literal, NoReturn, Self, TypeGuard
 from urllib.parse import SplitResult, parse_qsl, quote, urlsplit, urlunsplit
 
 import anyio
+from pydantic_core import from_json
 
 from .connections import CappedBody, Client, HttpClient, Reply
 from .errors import FailureKind, PoolError, WorkerError
@@ -715,9 +716,9 @@ class _Answer:
 
     def _parsed(self, text: str, otherwise: str) -> dict[str, Any]:
         try:
-            payload = json.loads(text)
-        except (ValueError, RecursionError):
-            payload = None
+            payload = from_json(text)  # a third of the price, but not everything that json reads
+        except ValueError:
+            payload = _json_or_text(text)
         if not isinstance(payload, dict):
             raise self.endpoint._error(FailureKind.BAD_RESPONSE, otherwise, "try again")
         return payload

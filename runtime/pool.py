@@ -150,7 +150,7 @@ class Pool:
                 raise PoolError(f"there are terms for {name!r}, but no worker is called so")
         self._costs: dict[str, Cost | None] = {}
         self._check_fallbacks()
-        self._open: anyio.lowlevel.RunVar[list[AsyncExitStack]] = anyio.lowlevel.RunVar(
+        self._open: anyio.lowlevel.RunVar[list[AsyncExitStack | None]] = anyio.lowlevel.RunVar(
             f"pool-{id(self)}"
         )
 
@@ -284,21 +284,26 @@ class Pool:
         return part
 
     async def __aenter__(self) -> Self:
+        try:
+            stacks = self._open.get()
+        except LookupError:
+            stacks = []
+            self._open.set(stacks)
+        if stacks:  # the last to leave closes
+            stacks.append(None)
+            return self
         async with AsyncExitStack() as stack:
             for worker in self:
                 await stack.enter_async_context(worker)
             if self.planner not in self._workers.values():
                 await stack.enter_async_context(self.planner)
-            try:
-                stacks = self._open.get()
-            except LookupError:
-                stacks = []
-                self._open.set(stacks)
             stacks.append(stack.pop_all())
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
-        await self._open.get().pop().aclose()
+        stack = self._open.get().pop()
+        if stack is not None:
+            await stack.aclose()
 
     @classmethod
     def load(cls, path: str | Path, env: Mapping[str, str] | None = None) -> Pool:

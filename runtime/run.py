@@ -638,6 +638,8 @@ class Run:
 
 def _total(accounts: Sequence[Account]) -> Account:
     """Their sum, without an Account for each step of adding up."""
+    if len(accounts) < 2:
+        return accounts[0] if accounts else Account()
     return Account(
         sum(each.calls for each in accounts),
         sum(each.failed for each in accounts),

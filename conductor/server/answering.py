@@ -33,7 +33,7 @@ from runtime import (
 from ..estimate import estimate
 from ..orchestrator import AnswerText, Conductor
 from .accounts import Took, last_step, said
-from .ask import Ask
+from .ask import Ask, Wishes
 from .json_form import problem, read_text
 from .policies import Policy
 from .refusals import Refusal, bad, of_failure
@@ -221,6 +221,8 @@ class Answering:
     def _budget(self) -> Budget:
         """That of the pool, narrowed to what the caller asks for."""
         wishes, budget = self._ask.wishes, self._team.pool.settings.budget
+        if wishes == _NO_WISHES:
+            return budget
 
         def least(ours: Any, theirs: Any) -> Any:
             return min((each for each in (ours, theirs) if each is not None), default=None)
@@ -326,6 +328,7 @@ class Answering:
         return Answers(((str(run.plan), run),), self.runs, json.loads(found.to_json()))
 
 
+_NO_WISHES = Wishes()
 _ONLY_JSON = "Write it again as JSON, and nothing else."
 
 

@@ -17,10 +17,19 @@ from runtime import JournalError
 from ..orchestrator import Conductor
 from . import chat, responses
 from .archive import Archive
-from .asgi import check_method, header, hung_up, nowhere, request_id, send_json, send_refusal
+from .asgi import (
+    Served,
+    check_method,
+    header,
+    hung_up,
+    nowhere,
+    request_id,
+    send_json,
+    send_refusal,
+)
 from .books import Books
 from .callers import Caller, Callers
-from .exchange import AnswerRoute, Served, Wire
+from .exchange import AnswerRoute, Wire
 from .keys import Keyring
 from .openapi import document
 from .refusals import Refusal
@@ -96,18 +105,22 @@ class Server:
             await self._routes(scope, receive, send)
             return
         served = Served(time.perf_counter(), request_id(scope))
+        caller: Caller | None = None
         scope["conductor"] = served
 
         async def told(message: Message) -> None:
             if message["type"] == "http.response.start":
                 served.status = message["status"]
-                message["headers"] = [*message.get("headers", ()), *_headers(served)]
+                message["headers"] = [*message.get("headers", ()), *_headers(served, caller)]
+            else:
+                served.ended = not message.get("more_body")
             await send(message)
 
         try:
             self._check_host(scope)
             if not self._keyed or scope["path"] not in _OPEN:
-                served.caller = self._callers.admit(header(scope, b"authorization"))
+                caller = self._callers.admit(header(scope, b"authorization"))
+            scope["conductor.caller"] = caller
             await self._routes(scope, receive, told)
         except Refusal as refusal:
             await send_refusal(told, refusal)
@@ -170,7 +183,7 @@ class Server:
         return 200, {"status": "ok", "requests": self.traffic.open}
 
 
-def _headers(served: Served) -> list[tuple[bytes, bytes]]:
+def _headers(served: Served, caller: Caller | None) -> list[tuple[bytes, bytes]]:
     """What every reply says."""
     took = (time.perf_counter() - served.started) * 1000
     told = {
@@ -180,8 +193,8 @@ def _headers(served: Served) -> list[tuple[bytes, bytes]]:
         "cache-control": "no-store",
         **served.headers,
     }
-    if served.caller is not None and served.caller.name:
-        told |= served.caller.account.headers(time.monotonic())
+    if caller is not None and caller.name:
+        told |= caller.account.headers(time.monotonic())
     return [(name.encode(), value.encode("latin-1", "replace")) for name, value in told.items()]
 
 
@@ -203,7 +216,7 @@ class _Small:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         check_method(scope, "GET", "HEAD")
-        status, told = self._handle(scope, scope["conductor"].caller)
+        status, told = self._handle(scope, scope["conductor.caller"])
         await send_json(send, status, told, kind=self._kind)
 
 
@@ -220,14 +233,14 @@ class _Events:
         last = header(scope, b"last-event-id")
         events = self._archive.events(
             scope["path_params"]["id"],
-            scope["conductor"].caller.name,
+            scope["conductor.caller"].name,
             after=int(last) if last.isdecimal() and len(last) < 10 else 0,
             keep_alive_s=self._keep_alive_s,
         )
         headers = [(b"content-type", b"text/event-stream; charset=utf-8")]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         async with anyio.create_task_group() as group, aclosing(events):
-            group.start_soon(hung_up, receive, group.cancel_scope)
+            group.start_soon(hung_up, receive, scope["conductor"], group.cancel_scope)
             async for piece in events:
                 if piece:
                     await send({"type": "http.response.body", "body": piece, "more_body": True})

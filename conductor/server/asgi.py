@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 from uuid import uuid4
 
@@ -87,11 +88,24 @@ def _too_large(most: int) -> Refusal:
     return Refusal(413, told, code="request_too_large")
 
 
-async def hung_up(receive: Receive, scope: anyio.CancelScope) -> None:
-    """Cancel when the client is gone, or has the whole reply: ASGI tells both alike."""
+@dataclass(slots=True)
+class Served:
+    """One request, for the headers of its reply and for the metrics."""
+
+    started: float
+    identifier: str
+    headers: dict[str, str] = field(default_factory=dict)
+    status: int = 0
+    ended: bool = False
+    """Whether the last of the reply is on its way."""
+
+
+async def hung_up(receive: Receive, served: Served, scope: anyio.CancelScope) -> None:
+    """Cancel if the client is gone before the reply has ended; come to an end with it."""
     while (await receive())["type"] != "http.disconnect":
         pass
-    scope.cancel()
+    if not served.ended:  # ASGI tells both alike
+        scope.cancel()
 
 
 async def send_json(

@@ -168,13 +168,16 @@ class Ask:
     """What a reply gives back."""
 
 
-def noted(given: Mapping[str, Any], table: Iterable[Parameter]) -> tuple[str, ...]:
+CHAT_BY_NAME = {row.name: row for row in CHAT}
+RESPONSES_BY_NAME = {row.name: row for row in RESPONSES}
+
+
+def noted(given: Mapping[str, Any], rows: Mapping[str, Parameter]) -> tuple[str, ...]:
     """Refuse what is refused; name what is without effect.
 
     Raises:
         Refusal: Naming the parameter.
     """
-    rows = {row.name: row for row in table}
     found: list[str] = []
     for name, value in given.items():
         row = rows.get(name)

@@ -11,7 +11,7 @@ from runtime import Call, FinishReason, Message, Run, RunState, ToolCall, mended
 from . import ask as asking
 from .accounts import chat_usage, disclosure, last_step
 from .answering import Answers
-from .ask import CHAT, EFFORTS, MOST_CHOICES, MOST_MESSAGES, Ask
+from .ask import CHAT_BY_NAME, EFFORTS, MOST_CHOICES, MOST_MESSAGES, Ask
 from .body import Fields
 from .refusals import Refusal, bad
 from .sse import event
@@ -27,7 +27,7 @@ def read(body: dict[str, Any]) -> Ask:
     """
     fields = Fields(body)
     model = fields.needed("model", fields.text("model"))
-    noted = asking.noted(body, CHAT)
+    noted = asking.noted(body, CHAT_BY_NAME)
     messages = _messages(fields.needed("messages", fields.objects("messages")))
     longest = fields.whole("max_completion_tokens", 1, 10**7)
     longest = longest or fields.whole("max_tokens", 1, 10**7)

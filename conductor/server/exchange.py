@@ -6,7 +6,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import anyio
@@ -28,7 +28,7 @@ from ..orchestrator import AnswerText
 from .accounts import Took
 from .answering import Answering, Answers, OnEvent
 from .archive import Archive
-from .asgi import check_method, header, hung_up, on_a_line, read_body, send_json
+from .asgi import Served, check_method, header, hung_up, on_a_line, read_body, send_json
 from .ask import Ask
 from .body import read_json
 from .books import Books
@@ -63,17 +63,6 @@ class Chunks(Protocol):
     def progress(self, told: dict[str, Any]) -> list[bytes]: ...
     def end(self, answers: Answers) -> list[bytes]: ...
     def fail(self, refusal: Refusal) -> list[bytes]: ...
-
-
-@dataclass(slots=True)
-class Served:
-    """One request, for the headers of its reply and for the metrics."""
-
-    started: float
-    identifier: str
-    caller: Caller | None = None
-    headers: dict[str, str] = field(default_factory=dict)
-    status: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,17 +133,18 @@ class AnswerRoute:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         check_method(scope, "POST")
         served: Served = scope["conductor"]
+        caller: Caller = scope["conductor.caller"]
         body = await read_body(scope, receive, self._limits.body_bytes)
-        exchange = self._read(body, served, receive, send)
+        exchange = self._read(body, served, caller, receive, send)
         name = header(scope, b"idempotency-key")
         if not name:
             await self._answer(exchange)
         else:
             await self._once(exchange, name, body)
 
-    def _read(self, body: bytes, served: Served, receive: Receive, send: Send) -> Exchange:
-        caller = served.caller
-        assert caller is not None
+    def _read(
+        self, body: bytes, served: Served, caller: Caller, receive: Receive, send: Send
+    ) -> Exchange:
         ask = self._wire.read(read_json(body))
         policy = caller.find(ask.model)
         past, results = self._archive.suspended(ask, caller.name)
@@ -202,7 +192,7 @@ class AnswerRoute:
         error: Exception | None = None
         async with anyio.create_task_group() as group:
             if exchange.receive is not None:
-                group.start_soon(hung_up, exchange.receive, group.cancel_scope)
+                group.start_soon(hung_up, exchange.receive, exchange.served, group.cancel_scope)
             try:
                 with self._traffic.stoppable(group.cancel_scope):
                     answers = await answering.answers()
@@ -242,7 +232,7 @@ class AnswerRoute:
         try:
             async with anyio.create_task_group() as group:
                 if exchange.receive is not None:
-                    group.start_soon(hung_up, exchange.receive, group.cancel_scope)
+                    group.start_soon(hung_up, exchange.receive, exchange.served, group.cancel_scope)
                 group.start_soon(work)
                 with self._traffic.stoppable(group.cancel_scope):
                     try:

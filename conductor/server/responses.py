@@ -17,7 +17,7 @@ from runtime import Call, Message, Run, ToolCall, mended
 from . import ask as asking
 from .accounts import disclosure, responses_usage
 from .answering import Answers
-from .ask import EFFORTS, MOST_MESSAGES, RESPONSES, Ask
+from .ask import EFFORTS, MOST_MESSAGES, RESPONSES_BY_NAME, Ask
 from .body import Fields
 from .chat import finish_reason
 from .refusals import Refusal, bad
@@ -42,7 +42,7 @@ def read(body: dict[str, Any]) -> Ask:
     """
     fields = Fields(body)
     model = fields.needed("model", fields.text("model"))
-    ignored = asking.noted(body, RESPONSES)
+    ignored = asking.noted(body, RESPONSES_BY_NAME)
     given = fields.values.get("input")
     if isinstance(given, str):
         messages: tuple[Message, ...] = (Message("user", mended(given)),)

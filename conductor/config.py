@@ -16,6 +16,8 @@ EMBEDDED = "embedded"
 """Where the embedded pool is from, in the record of a run; and the embedded router."""
 EMBEDDED_ROUTER = Path(__file__).parent / "heads" / EMBEDDED
 """Folder of the router that comes with the package."""
+_READS = 2048
+"""Tokens of a prompt that the embedded workers read: some seven seconds on a core."""
 ORCHESTRA = EMBEDDED_ROUTER / "orchestra.toml"
 """The pool that it was trained on: the packaged model and specialists made of it. Wherever a pool
 file is named, its name is ``orchestra``."""
@@ -74,6 +76,8 @@ def embedded_pool(progress: Callable[[str], None] = lambda stage: None) -> Pool:
             system="Answer in one or two sentences.",
             card="answers in a sentence or two",
             tags=("local",),
+            input_tokens=_READS,
+            tools="first",
         ),
         LocalWorker(
             "creative",
@@ -81,6 +85,8 @@ def embedded_pool(progress: Callable[[str], None] = lambda stage: None) -> Pool:
             sampling=Sampling(temperature=0.7, top_p=0.9, max_tokens=120),
             card="varies its answers",
             tags=("local",),
+            input_tokens=_READS,
+            tools="first",
         ),
         LocalWorker(
             "steady",
@@ -88,9 +94,13 @@ def embedded_pool(progress: Callable[[str], None] = lambda stage: None) -> Pool:
             sampling=Sampling(temperature=0.0, max_tokens=120),
             card="always gives its most likely answer",
             tags=("local",),
+            input_tokens=_READS,
+            tools="first",
         ),
     ]
-    planner = LocalWorker("conductor", model, card="the packaged model, untrained")
+    planner = LocalWorker(
+        "conductor", model, card="the packaged model, untrained", input_tokens=_READS
+    )
     planning = PlannerSettings(
         most_steps=3,
         least_steps=2,

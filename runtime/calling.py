@@ -10,6 +10,10 @@ the words of this module, and writes what such templates have models write most 
 Where a call is demanded, it is decoded under a grammar made of the tools' schemas, so that what is
 written is a call, whatever the model's weights are. Else the text is searched for calls; text that
 is none stays text.
+
+A model that is too small to judge whether a tool is needed never asks for one by itself. Such a
+worker calls first and answers then (:attr:`runtime.LocalWorker.tools`), and is told in few words,
+with examples: of each tool what it does, and the arguments that it must have.
 """
 
 from __future__ import annotations
@@ -42,6 +46,11 @@ To call one, answer with nothing but its name and arguments, like this:
 You will be given the result. {when}"""
 _IF_NEEDED = "If you need no tool, answer as usual."
 _NOW = "Call one now."
+
+
+_SPACED = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+"""How JSON is written under a grammar: free white space lets a small model write blanks until its
+tokens are used up, and none at all makes tokens of it that it has hardly seen."""
 
 
 def offered(call: Call) -> tuple[tuple[Tool, ...], bool]:
@@ -83,12 +92,10 @@ def call_grammar(tools: Sequence[Tool], otherwise: str = "") -> str:
     rules, names = [], []
     for at, tool in enumerate(tools):
         schema = tool.parameters or {"type": "object", "additionalProperties": False}
-        # Free white space lets a small model write blanks until its tokens are used up.
-        compact = {**schema, "x-guidance": {"whitespace_flexible": False}}
         begin = f'{_OPEN}\n{{"name": {json.dumps(tool.name)}, "arguments": '
         end = f"}}\n{_CLOSE}"
         rules.append(f"call{at}: {json.dumps(begin)} arguments{at} {json.dumps(end)}")
-        rules.append(f"arguments{at}: %json {json.dumps(compact)}")
+        rules.append(f"arguments{at}: %json {json.dumps({**schema, 'x-guidance': _SPACED})}")
         names.append(f"call{at}")
     if otherwise:
         names.append("otherwise")
@@ -119,6 +126,141 @@ def told_plainly(
     if written and written[0].role == "system":
         return (replace(written[0], content=f"{written[0].content}\n\n{told}"), *written[1:])
     return with_system(told, written)
+
+
+_CALLER = """\
+You have tools. Each is told as name(what it must be given): what it does. For each message, write \
+a call of the one that fits best, and nothing else."""
+_OTHERS = """\
+Tools:
+terminal(line): Runs a command in a shell.
+calendar(day): Shows the appointments of a day.
+mail(to, text): Sends a mail."""
+_SHOWN: tuple[tuple[str, str, Mapping[str, str]], ...] = (
+    ("Which files do I have?", "terminal", {"line": "ls -l"}),
+    ("Tell Ann that I am late.", "mail", {"to": "Ann", "text": "I am late."}),
+    ("What does notes.txt say?", "terminal", {"line": "cat notes.txt"}),
+    ("Am I free on Monday?", "calendar", {"day": "Monday"}),
+)
+"""Of tools that nobody has, so that what is called is told by the question and not copied."""
+_LONGEST_QUESTION = 600
+"""Characters of what a small model is told to call a tool for."""
+_MOST_TOOLS, _MOST_ITEMS, _LARGEST = 3, 2, 10**6
+_LONGEST_TEXT, _LONGEST_INNER = 120, 40
+
+
+def told_briefly(messages: Sequence[Message], tools: Sequence[Tool]) -> tuple[Message, ...]:
+    """Ask a small model for a call: of the conversation it is told what was asked last, with
+    examples before it and the tools beside it. With more it copies from there.
+
+    Args:
+        messages: The conversation.
+        tools: As :func:`narrowed` gives them.
+    """
+    told = [Message("system", _CALLER)]
+    for question, name, arguments in _SHOWN:
+        lead = "" if len(told) > 1 else f"{_OTHERS}\n"
+        told.append(Message("user", f"{lead}Message: {question}"))
+        told.append(_plain(Message("assistant", "", (ToolCall("", name, json.dumps(arguments)),))))
+    listed = "\n".join(
+        f"{tool.name}({', '.join((tool.parameters or {}).get('properties', {}))}): "
+        f"{tool.description}"
+        for tool in tools
+    )
+    told.append(Message("user", f"Tools:\n{listed}\nMessage: {_asked_last(messages)}"))
+    return tuple(told)
+
+
+def results_briefly(messages: Sequence[Message]) -> tuple[Message, ...]:
+    """Tell a small model what was asked last and what its calls gave, in one message of plain
+    words; it would go on writing marks and ids else.
+
+    Args:
+        messages: The conversation, with results at its end.
+    """
+    names = {call.id: f"{call.name} {call.arguments}" for m in messages for call in m.tool_calls}
+    found: list[str] = []
+    for each in reversed(messages):
+        if each.role == "tool":
+            found.insert(0, f"{names.get(each.tool_call_id, 'A tool')} gave:\n{each.content}")
+        elif not each.tool_calls:
+            break
+    return (Message("user", "\n\n".join([*found, f"{_WITH_THAT} {_asked_last(messages)}"])),)
+
+
+def _asked_last(messages: Sequence[Message]) -> str:
+    said = (each.content for each in reversed(messages) if each.role == "user")
+    return without_middle(next(said, _GO_ON), _LONGEST_QUESTION)
+
+
+def without_middle(text: str, most: int) -> str:
+    """Leave the middle of a text out if it has more characters; a word says how much is missing."""
+    missing = len(text) - most
+    if missing <= 0:
+        return text
+    told = f"\n[... {missing} characters left out ...]\n"
+    return f"{text[: most // 2]}{told}{text[len(text) - most // 2 :]}"
+
+
+_WITH_THAT = "Answer with that:"
+_GO_ON = "Go on."
+
+
+def narrowed(tools: Sequence[Tool]) -> tuple[Tool, ...]:
+    """Tools for a small model: the first few, since clients begin with what they need most, and of
+    each the first sentence of what it does, the arguments that it must be given, and bounds for
+    what has none, or such a model goes on until its tokens are used up.
+
+    What fits the schema of such a tool fits that of the tool that it was made of.
+    """
+    return tuple(map(_narrowed_tool, tools[:_MOST_TOOLS]))
+
+
+def _narrowed_tool(tool: Tool) -> Tool:
+    about = tool.description.strip().splitlines() or [""]
+    schema = tool.parameters and _narrowed(tool.parameters)
+    return Tool(tool.name, about[0].split(". ")[0].rstrip(".")[:200], schema)
+
+
+def _narrowed(schema: Any, text: int = _LONGEST_TEXT) -> Any:
+    if isinstance(schema, list):  # anyOf
+        return [_narrowed(each, text) for each in schema]
+    if not isinstance(schema, Mapping):
+        return schema
+    told = dict(schema)
+    for name in ("items", "anyOf", "additionalProperties"):
+        if name in told:
+            inner = _LONGEST_INNER if name == "items" else text
+            told[name] = _narrowed(told[name], inner)
+    for name in ("properties", "$defs", "definitions"):
+        if isinstance(told.get(name), Mapping):
+            told[name] = {key: _narrowed(value, text) for key, value in told[name].items()}
+    properties, required = told.get("properties"), told.get("required")
+    if isinstance(properties, Mapping) and not told.keys() & _ENTANGLED:
+        if required and set(required) <= properties.keys():
+            told["properties"] = {key: properties[key] for key in properties if key in required}
+        if set(required or ()) <= properties.keys():
+            told["additionalProperties"] = False
+    kind = told.get("type")
+    if kind in ("string", ["string", "null"]) and not told.keys() & _BOUND_TEXT:
+        told["maxLength"] = text
+    if kind == "array" and not told.keys() & _BOUND_LIST:
+        told["maxItems"] = _MOST_ITEMS
+    if kind in ("number", "integer") and not told.keys() & _BOUND_NUMBER:
+        told |= {"type": "integer", "minimum": 0, "maximum": _LARGEST}
+    return told
+
+
+_ENTANGLED = frozenset(
+    "allOf anyOf oneOf not if then else dependentRequired dependentSchemas minProperties "
+    "patternProperties propertyNames $ref".split()
+)
+"""Words beside ``properties`` that may ask for one that is not required by name."""
+_BOUND_TEXT = frozenset(("maxLength", "minLength", "enum", "const", "pattern", "format"))
+_BOUND_LIST = frozenset(("maxItems", "minItems", "prefixItems", "enum", "const"))
+_BOUND_NUMBER = frozenset(
+    ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf", "enum", "const")
+)
 
 
 def _plain(message: Message) -> Message:

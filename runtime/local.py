@@ -16,12 +16,14 @@ from __future__ import annotations
 import atexit
 import json
 import os
+import re
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
@@ -30,7 +32,17 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 import anyio
 import sniffio
 
-from .calling import call_grammar, offered, template_turns, told_plainly, with_calls
+from .calling import (
+    call_grammar,
+    narrowed,
+    offered,
+    results_briefly,
+    template_turns,
+    told_briefly,
+    told_plainly,
+    with_calls,
+    without_middle,
+)
 from .errors import FailureKind, ModelError, WorkerError
 from .models import INSTALL, PACKAGED, Progress, available, fetch, fetch_fast
 from .worker import (
@@ -56,6 +68,8 @@ if TYPE_CHECKING:
 
 EngineName = Literal["auto", "transformers", "ctranslate2", "ctranslate2-int8"]
 
+ToolUse = Literal["free", "first"]
+
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 """The file of an adapter's matrices, by PEFT's name for it."""
 _MOST_TOKENS = 512
@@ -75,6 +89,10 @@ class Job:
     """Hands over a piece of text or the end. Called from the engine thread."""
     adapter: str = ""
     """Folder of the adapter to answer with; the model as it is if empty."""
+    most_input: int | None = None
+    """Longest prompt, in tokens; of a longer one the middle is left out."""
+    circling: bool = True
+    """Whether it may say the same again and again; else the third time ends it."""
     cancelled: threading.Event = field(default_factory=threading.Event)
     prompt: list[int] = field(default_factory=list)
     """Token ids of the rendered messages."""
@@ -199,7 +217,13 @@ class LocalModel:
         self._quick: Ctranslate2Decoder | None = None
 
     async def complete(
-        self, call: Call, on_text: OnText = ignore, *, adapter: str = ""
+        self,
+        call: Call,
+        on_text: OnText = ignore,
+        *,
+        adapter: str = "",
+        most_input: int | None = None,
+        circling: bool = True,
     ) -> Completion:
         """Answer a call; waits its turn in the engine.
 
@@ -208,6 +232,10 @@ class LocalModel:
             on_text: Gets the pieces of the completion.
             adapter: Folder of a LoRA adapter, as PEFT saves them, to answer with. Calls with
                 different adapters are decoded in one batch.
+            most_input: Longest prompt, in tokens; of longer ones the middle is left out, see
+                :func:`shortened`.
+            circling: Whether it may say the same again and again, up to its limit of tokens; else
+                the third time ends it (``FinishReason.OTHER``).
 
         Raises:
             WorkerError: If the model or adapter can't be loaded, or the prompt is too long.
@@ -227,7 +255,7 @@ class LocalModel:
             except RuntimeError:  # the event loop has ended, and the call with it
                 job.cancelled.set()
 
-        job = Job(call, deliver, adapter)
+        job = Job(call, deliver, adapter, most_input, circling)
         with send, receive:
             try:
                 self._submit(job)
@@ -408,12 +436,17 @@ class LocalModel:
         try:
             self._load()
             assert self._tokenizer is not None
-            job.prompt = prompt_ids(
+            render = partial(
+                prompt_ids,
                 self._tokenizer,
-                job.call.messages,
                 tools=job.call.tools,
                 demanded=job.call.tool_choice == "required",
             )
+            messages = job.call.messages
+            if job.most_input is not None:
+                most = min(job.most_input, self._window - 1)
+                messages = shortened(messages, lambda those: len(render(those)) <= most)
+            job.prompt = render(messages)
             job.stream = _decode_stream()
             wanted = job.call.sampling.max_tokens or _MOST_TOKENS
             job.most_tokens = min(wanted, self._window - len(job.prompt))
@@ -461,6 +494,8 @@ class LocalModel:
                 self._pass_on(job, piece)
             if job.finish is None and job.tokens >= job.most_tokens:
                 job.finish = FinishReason.LENGTH
+            if job.finish is None and not job.circling and _circles(job.text):
+                job.finish = FinishReason.OTHER
         if job.finish is not None:
             if job.held:
                 job.deliver(job.held)
@@ -555,6 +590,12 @@ class LocalWorker:
         system: A system message put before every call.
         card: What it is good at.
         tags: Words to choose or exclude it by.
+        input_tokens: Longest prompt that it reads; of a longer one the middle is left out, with a
+            word in its place, see :func:`shortened`. None to refuse what the model can't read
+            whole.
+        tools: What it makes of tools that it may call but need not. ``"free"``: its answer is
+            searched for calls. ``"first"``, for a model that is too small to judge: it calls one
+            first, decoded under the schemas, and answers once it has the result.
     """
 
     constrains = True
@@ -569,6 +610,8 @@ class LocalWorker:
         system: str = "",
         card: str = "",
         tags: Sequence[str] = (),
+        input_tokens: int | None = None,
+        tools: ToolUse = "free",
     ) -> None:
         self.name = name
         self.model = LocalModel(model) if isinstance(model, str) else model
@@ -577,6 +620,8 @@ class LocalWorker:
         self.system = system
         self.card = card
         self.tags = tuple(tags)
+        self.input_tokens = input_tokens
+        self.tools: ToolUse = tools
 
     @property
     def identity(self) -> str:
@@ -588,6 +633,8 @@ class LocalWorker:
             adapter=_digest(self.adapter),
             sampling=self.sampling,
             system=self.system,
+            input_tokens=self.input_tokens,
+            tools=self.tools if self.tools != "free" else "",
         )
 
     async def complete(self, call: Call, on_text: OnText = ignore) -> Completion:
@@ -600,33 +647,63 @@ class LocalWorker:
         """
         self._check(call)
         tools, demanded = offered(call)
-        grammar = call.grammar
-        if grammar is None and call.response_format and not demanded:
-            grammar = _json_grammar(call.response_format)
-        if tools and (demanded or grammar):
-            grammar = call_grammar(tools, "" if demanded else grammar or "")
-        messages = with_system(self.system, call.messages)
-        sampling = call.sampling.over(self.sampling)
-        choice = "required" if demanded else None
-        asked = replace(
-            call,
-            messages=messages,
-            sampling=sampling,
-            grammar=grammar,
-            tools=tools,
-            tool_choice=choice,
+        small = self.tools == "first" and bool(tools)
+        calls = demanded or (small and call.messages[-1].role != "tool")
+        if small:
+            asked = self._asked_briefly(call, tools, calls=calls)
+        else:
+            asked = self._asked(call, tools, demanded=demanded)
+        complete = partial(
+            self.model.complete,
+            asked,
+            adapter=self.adapter,
+            most_input=self.input_tokens,
+            circling=calls or not small,
         )
-        if not tools:
-            return await self.model.complete(asked, on_text, adapter=self.adapter)
+        if not tools or (small and not calls):
+            return await complete(on_text)
         # What turns out to be a call is no text, so none is passed on before that is known.
-        written = await self.model.complete(asked, lambda text: on_text(""), adapter=self.adapter)
-        completion = with_calls(written, tools)
-        if demanded and not completion.tool_calls:
+        completion = with_calls(await complete(lambda text: on_text("")), tools)
+        if calls and not completion.tool_calls:
             told = "the token limit cut its tool call off; raise max_tokens"
             raise WorkerError(FailureKind.BAD_RESPONSE, f"{self.name}: {told}")
         if completion.text:
             on_text(completion.text)
         return completion
+
+    def _asked(self, call: Call, tools: tuple[Tool, ...], *, demanded: bool) -> Call:
+        """The call in the terms of the model: what it says of itself filled in, and a grammar."""
+        grammar = call.grammar
+        if grammar is None and call.response_format and not demanded:
+            grammar = _json_grammar(call.response_format)
+        if tools and (demanded or grammar):
+            grammar = call_grammar(tools, "" if demanded else grammar or "")
+        return replace(
+            call,
+            messages=with_system(self.system, call.messages),
+            sampling=call.sampling.over(self.sampling),
+            grammar=grammar,
+            tools=tools,
+            tool_choice="required" if demanded else None,
+        )
+
+    def _asked_briefly(self, call: Call, tools: tuple[Tool, ...], *, calls: bool) -> Call:
+        """As :meth:`_asked`, where tools are told in the fewest words: ask for a call, or for an
+        answer with what the last ones gave."""
+        limits = Sampling(temperature=0.0 if calls else None, max_tokens=_MOST_TOKENS)
+        sampling = call.sampling.over(limits)
+        if not calls:
+            told = replace(call, messages=results_briefly(call.messages), sampling=sampling)
+            return self._asked(told, (), demanded=False)
+        few = narrowed(tools)
+        return replace(
+            call,
+            messages=told_briefly(call.messages, few),
+            sampling=sampling.over(self.sampling),
+            grammar=call_grammar(few),
+            tools=(),
+            tool_choice=None,
+        )
 
     def _check(self, call: Call) -> None:
         sampling = call.sampling
@@ -692,6 +769,39 @@ def _json_grammar(response_format: str) -> str | None:
     # Free white space lets a small model write blanks until its tokens are used up.
     compact = {**schema, "x-guidance": {"whitespace_flexible": False}}
     return f"start: %json {json.dumps(compact)}"
+
+
+def shortened(
+    messages: Sequence[Message], fits: Callable[[Sequence[Message]], bool]
+) -> tuple[Message, ...]:
+    """Leave out the middle of texts until the whole fits, of the longest ones first.
+
+    Beginning and end of each stay, with a word in between that says how much is missing: a
+    question is short, or stands at the end of what it is about. Calls of tools stay whole.
+
+    Args:
+        messages: What is too long, or not.
+        fits: Whether messages are short enough.
+
+    Returns:
+        As much as fits; the shortest form that there is if that does not fit either.
+    """
+    if fits(messages):
+        return tuple(messages)
+    low, high = 0, max((len(each.content) for each in messages), default=0)
+    while high - low > _FINE:
+        middle = (low + high) // 2
+        fine = fits([_cut(each, middle) for each in messages])
+        low, high = (middle, high) if fine else (low, middle)
+    return tuple(_cut(each, low) for each in messages)
+
+
+_FINE = 50
+"""How near to what would just fit a prompt is cut, in characters a message."""
+
+
+def _cut(message: Message, most: int) -> Message:
+    return replace(message, content=without_middle(message.content, most))
 
 
 def prompt_ids(
@@ -792,6 +902,17 @@ def _end_tokens(tokenizer: PreTrainedTokenizerFast) -> frozenset[int]:
     vocabulary = tokenizer.get_vocab()
     ends = {vocabulary[token] for token in known if token in vocabulary}
     return frozenset(ends | {tokenizer.eos_token_id} - {None})
+
+
+def _circles(text: str) -> bool:
+    """Whether a sentence or line of some length stands in it for the third time."""
+    said = Counter(each for each in _SENTENCES.split(text) if len(each) >= _SENTENCE)
+    return any(times > 2 for times in said.values())
+
+
+_SENTENCES = re.compile(r"\n|(?<=[.!?:]) ")
+_SENTENCE = 10
+"""Characters of what may not be said three times."""
 
 
 def _overlap(text: str, stop: str) -> int:

@@ -50,7 +50,7 @@ from .connections import HttpClient
 from .endpoint import Endpoint
 from .errors import PoolError
 from .limits import Budget, Guard, Terms
-from .local import EngineName, LocalModel, LocalWorker
+from .local import EngineName, LocalModel, LocalWorker, ToolUse
 from .prices import Cost, Price, free, published
 from .worker import ConductorWorker, Sampling, Usage, Worker
 
@@ -453,6 +453,11 @@ class LocalTable(WorkerTable):
     engine: EngineName = "auto"
     adapter: str = ""
     """Folder of a LoRA adapter, as PEFT saves them; relative to the pool file."""
+    input_tokens: int | None = Field(default=None, ge=512, strict=True)
+    """Longest prompt that it reads; of a longer one the middle is left out."""
+    tools: ToolUse = "free"
+    """Of tools that it may call but need not: it is free to, or calls one first and answers then,
+    for a model too small to judge."""
 
 
 class PlannerTable(SamplingTable):
@@ -672,6 +677,8 @@ class PoolFile(_Table):
                 system=table.system,
                 card=table.card,
                 tags=table.tags,
+                input_tokens=table.input_tokens,
+                tools=table.tools,
             )
 
         def expand(field: str, text: str) -> str:

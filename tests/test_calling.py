@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from conductor import Conductor
+from conductor.server.json_form import problem
 from runtime import (
     Call,
     Completion,
@@ -27,7 +32,17 @@ from runtime import (
     WorkerError,
     prompt_ids,
 )
-from runtime.calling import call_grammar, offered, told_plainly, with_calls
+from runtime.calling import (
+    call_grammar,
+    narrowed,
+    offered,
+    results_briefly,
+    told_briefly,
+    told_plainly,
+    with_calls,
+    without_middle,
+)
+from runtime.local import _circles, shortened
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -188,3 +203,155 @@ def test_a_grammar_that_allows_something_else_too_is_one_text() -> None:
     text = call_grammar([WEATHER, TIME], "start: %json {}")
     assert text.splitlines()[0] == "start: call0 | call1 | otherwise"
     assert text.splitlines()[-1] == "otherwise: %json {}"
+
+
+SHELL = Tool(
+    "run",
+    "Runs a command in a terminal. More than a model of this size need know.\n\nAt length.",
+    {
+        "type": "object",
+        "properties": {
+            "line": {"type": "string", "description": "What to run."},
+            "escalate": {"type": "boolean"},
+            "questions": {
+                "type": "array",
+                "items": {"type": "object", "properties": {"seconds": {"type": "number"}}},
+            },
+        },
+        "required": ["line", "questions"],
+    },
+)
+
+
+def test_a_small_model_is_told_little_of_few_tools() -> None:
+    """Bounded, and only the arguments that have to be given; the caller's tool is as it was."""
+    few = narrowed([SHELL, WEATHER, TIME, TIME])
+
+    assert [each.name for each in few] == ["run", "weather", "time"]
+    assert few[0].description == "Runs a command in a terminal"
+    assert few[0].parameters == {
+        "type": "object",
+        "properties": {
+            "line": {"type": "string", "description": "What to run.", "maxLength": 120},
+            "questions": {
+                "type": "array",
+                "maxItems": 2,
+                "items": {
+                    "type": "object",
+                    "properties": {"seconds": {"type": "integer", "minimum": 0, "maximum": 10**6}},
+                    "additionalProperties": False,
+                },
+            },
+        },
+        "required": ["line", "questions"],
+        "additionalProperties": False,
+    }
+    assert SHELL.parameters is not None and "escalate" in SHELL.parameters["properties"]
+    assert few[2] == TIME
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "object", "properties": {"a": {}, "b": {}}, "anyOf": [{"required": ["b"]}]},
+        {"type": "object", "properties": {"a": {"enum": [1]}}, "required": ["other"]},
+        {"type": "object", "properties": {"a": {"type": "string", "pattern": "^x*$"}}, "if": {}},
+        {"type": "object", "oneOf": [{"properties": {"a": {"type": "string"}}}]},
+        {"type": "object"},
+    ],
+)
+def test_what_can_not_be_narrowed_safely_stays(schema: dict[str, Any]) -> None:
+    (tool,) = narrowed([Tool("a", "", schema)])
+    assert tool.parameters == schema
+
+
+def test_a_small_model_sees_what_was_asked_last_beside_the_tools() -> None:
+    system, *examples, last = told_briefly(
+        [Message("system", "Be kind. " * 1000), *ASKED], narrowed([WEATHER])
+    )
+    assert "Be kind" not in system.content
+    assert {each.role for each in examples} == {"user", "assistant"}
+    tools = "Tools:\nweather(city, unit): Tells the weather in a city"
+    assert last == Message("user", f"{tools}\nMessage: {ASKED[0].content}")
+    (_, *_, cut) = told_briefly([Message("user", "a" * 1000 + "?")], [TIME])
+    assert "[... 401 characters left out ...]" in cut.content
+    assert cut.content.endswith("a?")
+
+
+def test_a_small_model_reads_results_in_plain_words() -> None:
+    """Those at the end of the conversation, with what was asked."""
+    old, new = ToolCall("x", "time", "{}"), ToolCall("y", "weather", '{"city": "Oslo"}')
+    told = results_briefly(
+        [
+            Message("user", "What time is it?"),
+            Message("assistant", "", (old,)),
+            Message("tool", "noon", tool_call_id="x"),
+            Message("assistant", "Noon."),
+            *ASKED,
+            Message("assistant", "", (new,)),
+            Message("tool", "Rain.", tool_call_id="y"),
+            Message("assistant", "", (old,)),
+            Message("tool", "one", tool_call_id="x"),
+        ]
+    )
+    parts = ['weather {"city": "Oslo"} gave:\nRain.', "time {} gave:\none"]
+    parts.append(f"Answer with that: {ASKED[0].content}")
+    assert told == (Message("user", "\n\n".join(parts)),)
+
+
+@given(st.lists(st.text(max_size=400), min_size=1, max_size=5), st.integers(200, 2000))
+def test_what_is_shortened_fits_and_keeps_what_is_short(texts: list[str], most: int) -> None:
+    messages = [Message("user", text) for text in texts]
+
+    def length(those: Sequence[Message]) -> int:
+        return sum(len(each.content) for each in those)
+
+    short = shortened(messages, lambda those: length(those) <= most)
+
+    assert length(short) <= most
+    if length(messages) <= most:
+        assert list(short) == messages
+    left = [each.content for each, was in zip(short, messages, strict=True) if each == was]
+    cut = [was.content for each, was in zip(short, messages, strict=True) if each != was]
+    assert not cut or max(map(len, left), default=0) <= min(map(len, cut)) + 50
+
+
+def test_beginning_and_end_of_a_text_stay() -> None:
+    assert without_middle("abcdefghij", 10) == "abcdefghij"
+    assert without_middle("abcdefghij", 4) == "ab\n[... 6 characters left out ...]\nij"
+
+
+@pytest.mark.anyio
+async def test_a_model_too_small_to_judge_calls_first_and_answers_then(
+    small_model: LocalModel, anyio_backend_name: str
+) -> None:
+    """Though nothing demands it, and of a prompt far longer than it reads."""
+    if anyio_backend_name == "trio":
+        pytest.skip("once is enough: the engine is a thread of its own")
+    greedy = Sampling(temperature=0, max_tokens=24)
+    worker = LocalWorker("a", small_model, sampling=greedy, tools="first", input_tokens=600)
+    rules = Message("system", "Mind the rules. " * 600)
+    assert (await worker.complete(Call((rules, *ASKED)))).text  # no tools: an answer
+
+    query = Message("user", "Which files are in this folder?")
+    call = Call((rules, query), tools=(SHELL, TIME), tool_choice="auto")
+    first = await worker.complete(call)
+    (made,) = first.tool_calls
+    tool = {each.name: each for each in call.tools}[made.name]
+    assert not problem(json.loads(made.arguments), tool.parameters or {})
+
+    made = replace(made, id="x")
+    then = (rules, query, Message("assistant", "", (made,)), Message("tool", "a.txt", (), "x"))
+    pieces: list[str] = []
+    second = await worker.complete(replace(call, messages=then), pieces.append)
+    assert not second.tool_calls
+    assert second.text == "".join(pieces) != ""
+    assert second.finish_reason is not FinishReason.LENGTH
+    assert second.usage is not None and second.usage.input_tokens <= 600
+
+
+def test_who_says_the_same_for_the_third_time_goes_round_in_circles() -> None:
+    again = "The output is a list of files."
+    assert not _circles(f"{again} {again} Then it goes on.")
+    assert _circles(f"{again} {again}\n\n{again} And")
+    assert not _circles("Yes. Yes. Yes. Yes. ")

@@ -219,9 +219,11 @@ def test_local_workers_of_one_model_share_it() -> None:
         pytest.param(
             '[workers.a]\nkind = "local"\nurl = "x"',
             "workers.a.url: there is no such setting; possible: adapter, call_s, card, "
-            "concurrency, engine, fallback, first_text_s, kind, max_tokens, model, open_s, price, "
+            "concurrency, engine, fallback, first_text_s, input_tokens, kind, max_tokens, model, "
+            "open_s, price, "
             "requests_per_minute, retries, retry_base_s, retry_cap_s, retry_total_s, seed, "
-            "silence_s, stop, system, tags, temperature, tokens_per_minute, top_p, trip_after",
+            "silence_s, stop, system, tags, temperature, tokens_per_minute, tools, top_p, "
+            "trip_after",
             id="setting-of-the-other-kind",
         ),
         pytest.param(

@@ -1,5 +1,11 @@
-"""Codex CLI, unmodified, against the server: a plain answer of the embedded model, and a round trip
-of its own shell tool with a worker that always asks for it.
+"""Codex CLI, unmodified, against the server, with its own shell tool:
+
+* a worker that always asks for a command, so that the answer proves that its result came back;
+* the embedded models, asked by themselves and in a plan: what they call may be silly, but is a
+  valid call of a tool that Codex has, and its result leads to an answer in the same run;
+* the same with the server killed (SIGKILL) between the call and its result.
+
+It runs what the models ask for, without a sandbox, in a folder that is thrown away:
 
     npm install @openai/codex            # 0.169 was tried
     python -m tests.clients.codex node_modules/.bin/codex
@@ -10,18 +16,24 @@ from __future__ import annotations
 
 import json
 import os
+import sqlite3
 import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
+import httpx2
 import uvicorn
 
 from conductor import Conductor
+from conductor.clients import Client, configuration
 from conductor.server import Server
+from conductor.server.json_form import problem
 from runtime import (
     Call,
     Completion,
@@ -36,15 +48,7 @@ from runtime import (
 )
 from tests.clients.serving import serving, tail
 
-CONFIG = """\
-model = "{model}"
-model_provider = "conductor"
-
-[model_providers.conductor]
-name = "Conductor"
-base_url = "{url}"
-wire_api = "responses"
-"""
+QUERY = "Which files are in this folder?"
 
 
 class Assistant(FunctionWorker):
@@ -95,45 +99,132 @@ def scripted(folder: Path) -> Iterator[tuple[str, Assistant]]:
         thread.join()
 
 
-def ask(
-    codex: str, folder: Path, url: str, model: str, query: str, sandbox: str = "read-only"
-) -> str:
+@contextmanager
+def relay(upstream: Callable[[], str], passed: Callable[[], None]) -> Iterator[str]:
+    """Hand requests on to a server that may be another one each time.
+
+    Args:
+        upstream: Its base address.
+        passed: Called after the whole reply to a request has been read, before its end is sent.
+    """
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["content-length"]))
+            url = upstream().removesuffix("/v1") + self.path
+            kept = {"content-type": "application/json"}
+            with httpx2.stream("POST", url, content=body, headers=kept, timeout=900) as reply:
+                self.send_response(reply.status_code)
+                self.send_header("content-type", reply.headers["content-type"])
+                self.end_headers()
+                last = b""
+                for piece in reply.iter_bytes():
+                    self.wfile.write(last)
+                    self.wfile.flush()
+                    last = piece
+            passed()
+            self.wfile.write(last)
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/v1"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def ask(codex: str, folder: Path, url: str, model: str, query: str) -> str:
     """Run `codex exec`; gives what it printed."""
-    home = folder / "home"
+    home, work = folder / "home", folder / "work"
     home.mkdir(exist_ok=True)
-    (home / "config.toml").write_text(CONFIG.format(url=url, model=model), encoding="utf-8")
+    work.mkdir(exist_ok=True)
+    (work / "notes.txt").write_text("Buy tea.\n", encoding="utf-8")
+    written = configuration(Client.CODEX, url=url, model=model)
+    (home / "config.toml").write_text(str(written), encoding="utf-8")
+    free = "--dangerously-bypass-approvals-and-sandbox"
     done = subprocess.run(
-        [codex, "exec", "--skip-git-repo-check", "--sandbox", sandbox, query],
-        cwd=folder,
-        env={**os.environ, "CODEX_HOME": str(home)},
+        [codex, "exec", "--skip-git-repo-check", free, query],
+        cwd=work,
+        env={**os.environ, "CODEX_HOME": str(home), "HOME": str(home)},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=400,
+        timeout=1800,
     )
     assert done.returncode == 0, done.stdout
     return done.stdout
 
 
+def checked(url: str, folder: Path) -> None:
+    """Look at what the page of the run is made of: who was asked, who called what, what came of
+    it; and that there is one run in which all of that was done."""
+    with sqlite3.connect(folder / "journal.db") as journal:
+        runs = [name for (name,) in journal.execute("SELECT id FROM run")]
+    assert len(runs) == 1, f"{len(runs)} runs"
+    record: dict[str, Any] = httpx2.get(f"{url}/runs/{runs[0]}").json()
+    assert record["state"] == "done", record["failure"]
+    steps = record["rounds"][-1]["steps"]
+    declared = {tool["name"]: tool["parameters"] for tool in record["asked"]["tools"]}
+    asked = 0
+    for step in steps:
+        print(f"  step {step['index']}: {step['worker']}, {step['state']}, {step['usage']}")
+        for turn in step["turns"]:
+            for call, result in zip(turn["calls"], turn["results"], strict=True):
+                asked += 1
+                print(f"    {turn['worker']} calls {call['name']} {call['arguments']}")
+                print(f"    result: {tail(result, 1)[0]!r}")
+                wrong = problem(json.loads(call["arguments"]), declared[call["name"]])
+                assert not wrong, wrong
+    assert asked == 1, f"{asked} calls"
+    print(f"  answer: {steps[-1]['text'][:300]!r}")
+    assert steps[-1]["text"].strip()
+
+
+def embedded(codex: str, model: str, query: str, *, killed: bool) -> None:
+    """One conversation with the embedded models."""
+    print(f"{model}{', killed between call and result' if killed else ''}: {query}")
+    with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
+        folder = Path(name)
+        url, process = stack.enter_context(serving(folder))
+
+        def kill() -> None:
+            nonlocal url, process
+            if killed and process.poll() is None and not deaths:
+                process.kill()
+                deaths.append(process.wait())
+                url, process = stack.enter_context(serving(folder))
+
+        deaths: list[int] = []
+        address = stack.enter_context(relay(lambda: url, kill))
+        told = ask(codex, folder, address, model, query)
+        assert "Reconnecting" not in told, told
+        assert deaths == ([-9] if killed else []), deaths
+        checked(url, folder)
+
+
 def main() -> None:
-    """Both proofs."""
+    """All of them."""
     codex = str(Path(sys.argv[1] if len(sys.argv) > 1 else "codex").absolute())
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         with scripted(folder) as (url, worker):
-            # The one command is an echo, and not every machine has what the sandbox needs.
-            free = "danger-full-access"
-            told = ask(codex, folder, url, "worker/assistant", "What is 40 + 2?", free)
+            told = ask(codex, folder, url, "worker/assistant", "What is 40 + 2?")
             names = [tool.name for tool in worker.seen[0].tools]
             print(f"{len(worker.seen)} calls, tools {', '.join(names)}")
             results = [each.content for each in worker.seen[-1].messages if each.role == "tool"]
             print(f"result of the tool: {results[-1][:200]!r}")
         print("\n".join(tail(told, 3)))
         assert "The command printed 42" in told
-        with serving(folder) as (url, _):
-            told = ask(codex, folder, url, "worker/steady", "Say hello in one sentence.")
-            print(f"embedded: {tail(told, 1)[0]}")
+    embedded(codex, "worker/steady", QUERY, killed=False)
+    embedded(codex, "worker/steady", QUERY, killed=True)
+    embedded(codex, "conductor", QUERY, killed=True)
     print("ok")
 
 

@@ -81,7 +81,8 @@ async def test_no_secret_reaches_any_sink(
         terms = {"m": Terms(retries=1, retry_base_s=0.001, trip_after=None)}
         with Journal(tmp_path / "journal.db") as journal:
             team = Conductor(Pool([worker], terms=terms), journal=journal)
-            server = Server(team, keys=Keyring([key], spent=tmp_path / "keys.spent"))
+            keys = Keyring([key], spent=tmp_path / "keys.spent")
+            server = Server(team, keys=keys)
             async with team, client(server, authorization=f"Bearer {secret}") as asking:
                 for body in (asked("worker/m"), asked("conductor"), asked("worker/m", stream=True)):
                     reply = await asking.post(CHAT, json=body)
@@ -91,7 +92,7 @@ async def test_no_secret_reaches_any_sink(
                 runs = [f"/v1/runs/{run.id}" for run in journal.runs()]
                 for path in ("/metrics", "/v1/models", *runs, *(f"{run}/events" for run in runs)):
                     seen.append((await asking.get(path)).text)
-            server._keys.keep()  # type: ignore[union-attr]
+            keys.keep()
             seen += [each.read_bytes().decode("latin-1") for each in _files(tmp_path)]
     # What others log while they are debugged, as httpcore the headers of replies, is theirs.
     logged = [each for each in caplog.records if each.levelno >= logging.INFO or _ours(each)]

@@ -16,15 +16,14 @@ import math
 import re
 import socket
 import ssl
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from difflib import get_close_matches
 from email.utils import parsedate_to_datetime
 from functools import cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
-from typing import Any, Literal, NoReturn, Self, TypeGuard
+from typing import Any, Literal, NoReturn, Self, TypeGuard, TypeVar
 from urllib.parse import SplitResult, parse_qsl, quote, urlsplit, urlunsplit
 
 import anyio
@@ -46,6 +45,8 @@ from .worker import (
     ignore,
     with_system,
 )
+
+T = TypeVar("T")
 
 CHECK_TIMEOUT_S = 5.0
 BODY_LIMIT = 32 * 2**20
@@ -253,17 +254,21 @@ class Endpoint:
         answer = _Answer(self, on_text)
         # json escapes all that is not ASCII, so that lone surrogates of a broken text can be sent
         content = json.dumps(self._body(call, ask_usage=ask_usage)).encode()
+
+        async def read(reply: Reply) -> None:
+            await self._read_answer(reply, answer, ask_usage)
+
         failure: WorkerError | None = None
         try:
-            async with self._sent(
+            await self._sent(
                 client,
                 "POST",
                 self._completions,
                 self._post_headers,
                 self._timeout_s,
+                read,
                 content,
-            ) as response:
-                await self._read_answer(response, answer, ask_usage)
+            )
         except WorkerError as error:
             failure = error
         if failure is not None and not answer.finished:
@@ -272,19 +277,17 @@ class Endpoint:
         return answer.completion()  # whole after its finish reason, whatever came then
 
     async def _get_models(self, timeout_s: float) -> tuple[int, Any]:
+        async def read(reply: Reply) -> tuple[int, Any]:
+            limit = BODY_LIMIT if reply.status == 200 else ERROR_LIMIT
+            text, _ = await self._read_body(reply, limit)
+            return reply.status, _json_or_text(text)
+
         with anyio.move_on_after(timeout_s):
-            async with (
-                self._client.opened() as client,
-                self._sent(
-                    client, "GET", self._address("/models"), self._headers, timeout_s
-                ) as response,
-            ):
-                limit = BODY_LIMIT if response.status == 200 else ERROR_LIMIT
-                text, _ = await self._read_body(response, limit)
-                return response.status, _json_or_text(text)
+            async with self._client.opened() as client:
+                url = self._address("/models")
+                return await self._sent(client, "GET", url, self._headers, timeout_s, read)
         self._fail(FailureKind.TIMEOUT, f"no answer within {timeout_s:g} s", "is it overloaded?")
 
-    @asynccontextmanager
     async def _sent(
         self,
         client: Client,
@@ -292,9 +295,10 @@ class Endpoint:
         url: str,
         headers: Mapping[str, str],
         timeout_s: float,
+        read: Callable[[Reply], Awaitable[T]],
         content: bytes | None = None,
-    ) -> AsyncIterator[Reply]:
-        """Send a request; what HTTP libraries raise, here or in the block, leaves as a WorkerError.
+    ) -> T:
+        """Send a request and read the reply; what HTTP libraries raise leaves as a WorkerError.
 
         The WorkerError has no cause: the exceptions of HTTP libraries hold the request with its
         key, and whatever logs them with their attributes would show it.
@@ -310,10 +314,9 @@ class Endpoint:
                 connect_s=self._connect_s,
             )
             try:
-                yield reply
+                return await read(reply)
             finally:
                 await reply.aclose()
-            return
         except tuple(exception_table()) as error:
             told = self._exception_error(error)
         raise told
@@ -356,8 +359,7 @@ class Endpoint:
                 if failure is not None or stream.over:
                     continue
                 try:
-                    for data in events.take(piece):
-                        answer.take_event(data)
+                    answer.take_events(events.take(piece))
                 except Exception as error:  # on_text is anybody's code; raised again below
                     failure = error
                     scope.cancel()
@@ -661,6 +663,9 @@ class _Answer:
     endpoint: Endpoint
     on_text: OnText
     pieces: list[str] = field(default_factory=list)
+    untold: list[str] = field(default_factory=list)
+    at_it: bool = False
+    """Whether it shows work without text."""
     calls: _OpenCalls = field(default_factory=_OpenCalls)
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
@@ -696,8 +701,18 @@ class _Answer:
             what = "it calls a tool without a name"
             raise self.endpoint._error(FailureKind.BAD_RESPONSE, what, "try again")
 
-    def take_event(self, data: str) -> None:
-        """Take in the data of one server-sent event."""
+    def take_events(self, events: Iterable[str]) -> None:
+        """Take in the data of server-sent events that came together; their text is one piece.
+
+        Who falls behind thereby has less to do for each of them.
+        """
+        try:
+            for data in events:
+                self._take_event(data)
+        finally:
+            self._tell()
+
+    def _take_event(self, data: str) -> None:
         if not data or self.ended:
             return
         if data.strip() == "[DONE]":
@@ -709,6 +724,7 @@ class _Answer:
         """Take in an answer that was not streamed."""
         payload = self._parsed(text, "its JSON is broken or cut off")
         self._take(payload, "message")
+        self._tell()
         if not _first(payload.get("choices")):
             what = "its JSON has no choices, so it is no completion"
             raise self.endpoint._error(FailureKind.BAD_RESPONSE, what, "check url")
@@ -723,6 +739,16 @@ class _Answer:
             raise self.endpoint._error(FailureKind.BAD_RESPONSE, otherwise, "try again")
         return payload
 
+    def _tell(self) -> None:
+        if self.untold:
+            piece = "".join(self.untold)
+            self.untold.clear()
+            self.pieces.append(piece)
+            self.on_text(piece)
+        elif self.at_it:
+            self.on_text("")
+        self.at_it = False
+
     def _take(self, payload: dict[str, Any], part: str) -> None:
         if payload.get("error") or payload.get("object") == "error":
             raise self.endpoint._object_error(payload)
@@ -733,10 +759,9 @@ class _Answer:
         choice = _first(payload.get("choices"))
         self.calls.take(choice.get(part))
         if text := _text(choice.get(part)):
-            self.pieces.append(text)
-            self.on_text(text)
+            self.untold.append(text)
         elif choice and _at_it(choice):
-            self.on_text("")
+            self.at_it = True
         if isinstance(reason := choice.get("finish_reason"), str) and reason:
             if reason == "error":
                 raise self.endpoint._object_error(payload)

@@ -13,8 +13,8 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from decimal import Decimal
+from secrets import token_hex
 from typing import Protocol
-from uuid import uuid4
 
 import anyio
 import anyio.lowlevel
@@ -575,7 +575,7 @@ async def carry_out(
     if past is None or past.started is None:
         begin: Event = RunStarted(
             session.now(),
-            run or uuid4().hex,
+            run or token_hex(16),
             session.query,
             pool.names,
             datetime.now(UTC).isoformat(timespec="milliseconds"),

@@ -335,31 +335,40 @@ def test_the_identity_holds_no_secret_and_does_not_change_with_one() -> None:
 # -- completions ----------------------------------------------------------------------------------
 
 
-async def test_a_stream_becomes_a_completion_piece_by_piece() -> None:
+@pytest.mark.parametrize(
+    ("together", "expected"),
+    [(False, ["", "", "Hel", "lo", ""]), (True, ["Hello"])],
+    ids=["one by one", "at once"],
+)
+async def test_a_stream_becomes_a_completion_piece_by_piece(
+    together: bool, expected: list[str]
+) -> None:
+    """What comes together is one piece; an empty one says that the server is at it."""
     usage = {
         "prompt_tokens": 12,
         "completion_tokens": 3,
         "prompt_tokens_details": {"cached_tokens": 8},
     }
-    worker = endpoint(
-        replying(
-            streamed(
-                delta(model="m-2026-01-01") | {"choices": [{"delta": {"role": "assistant"}}]},
-                {"choices": [{"index": 0, "delta": {"reasoning_content": "hmm"}}]},
-                {"choices": [{"index": 0, "delta": {"reasoning": "hmm", "content": None}}]},
-                delta("Hel"),
-                {"choices": [{"index": 1, "delta": {"content": "another choice"}}]},
-                delta("lo", model="m-2026-01-01"),
-                delta(finish="length"),
-                {"choices": [], "usage": usage},
-            )
-        )
+    events = sse(
+        delta(model="m-2026-01-01") | {"choices": [{"delta": {"role": "assistant"}}]},
+        {"choices": [{"index": 0, "delta": {"reasoning_content": "hmm"}}]},
+        {"choices": [{"index": 0, "delta": {"reasoning": "hmm", "content": None}}]},
+        delta("Hel"),
+        {"choices": [{"index": 1, "delta": {"content": "another choice"}}]},
+        delta("lo", model="m-2026-01-01"),
+        delta(finish="length"),
+        {"choices": [], "usage": usage},
     )
+
+    async def body() -> AsyncIterator[bytes]:
+        for event in [events] if together else events.splitlines(keepends=True):
+            yield event
+
+    reply = httpx.Response(200, headers={"content-type": "text/event-stream"}, content=body())
     pieces: list[str] = []
-    completion = await worker.complete(CALL, pieces.append)
-    assert pieces == ["", "", "Hel", "lo", ""]  # an empty one says that it is at it
-    expected = Completion("Hello", FinishReason.LENGTH, Usage(12, 3, 8), "m-2026-01-01")
-    assert completion == expected
+    completion = await endpoint(replying(reply)).complete(CALL, pieces.append)
+    assert pieces == expected
+    assert completion == Completion("Hello", FinishReason.LENGTH, Usage(12, 3, 8), "m-2026-01-01")
 
 
 async def test_an_answer_in_one_json_is_taken_too() -> None:
@@ -896,7 +905,7 @@ async def test_real_streams_arrive_however_they_are_cut(pieces: list[bytes]) -> 
     async with served(sending(*pieces)) as url, Endpoint("w", url=url, model="m") as worker:
         told: list[str] = []
         assert (await worker.complete(CALL, told.append)).text == "hello"
-        assert "|".join(told) == "he|llo|"
+        assert "".join(told) == "hello"
 
 
 async def test_a_byte_order_mark_hides_no_text() -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from secrets import token_hex
 from typing import Any
-from uuid import uuid4
 
 import anyio
 from pydantic_core import to_json
@@ -26,7 +26,7 @@ def request_id(scope: Scope) -> str:
     """The id that the client gives its request, or a new one."""
     given = header(scope, b"x-client-request-id")
     fits = 0 < len(given) <= 128 and given.isascii() and given.isprintable()
-    return given if fits else f"req_{uuid4().hex}"
+    return given if fits else f"req_{token_hex(16)}"
 
 
 def on_a_line(text: str) -> str:

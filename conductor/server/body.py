@@ -7,6 +7,8 @@ import json
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
+from pydantic_core import from_json
+
 from .refusals import Refusal, bad
 
 DEPTH = 64
@@ -26,12 +28,19 @@ def read_json(body: bytes) -> dict[str, Any]:
     if body.count(b"[") + body.count(b"{") > DEPTH and _deeper(body):
         raise bad(f"the body is JSON nested more than {DEPTH} deep, or broken; flatten it")
     try:
-        read = json.loads(body, parse_constant=_no_number)
-    except (ValueError, RecursionError) as error:
-        raise bad(f"the body is not valid JSON: {error}; send a JSON object") from None
+        read = from_json(body, allow_inf_nan=False)  # a third of the price
+    except ValueError:  # or JSON all the same: halves of surrogate pairs, other encodings
+        read = _read_slowly(body)
     if not isinstance(read, dict):
         raise bad("the body is JSON, but no object; send {...}")
     return read
+
+
+def _read_slowly(body: bytes) -> Any:
+    try:
+        return json.loads(body, parse_constant=_no_number)
+    except (ValueError, RecursionError) as error:
+        raise bad(f"the body is not valid JSON: {error}; send a JSON object") from None
 
 
 def _no_number(text: str) -> None:

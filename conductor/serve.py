@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import os
 import time
@@ -98,12 +99,23 @@ def serve(
         h11_max_incomplete_event_size=64 * 1024,
     )
     listening = _listening(server, config, drain)
+    settle_heap()
     with nullcontext() if record is None else record:
         listening.run()
     if listening.stopped:
         told = f"stopped {listening.stopped} requests that were under way"
         hint = "" if record is None else "; `conductor resume` goes on with their runs"
         fail(f"{told}{hint}", code=1)
+
+
+def settle_heap() -> None:
+    """Have Python look for garbage less often, and never in what is loaded by now.
+
+    What a request leaves behind goes with its last reference; the search is a tenth of the CPU.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
 
 
 @contextmanager

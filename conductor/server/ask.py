@@ -238,6 +238,8 @@ _WISHES = (
 
 def sampling(fields: Fields, most_tokens: int | None, *, chat: bool) -> Sampling:
     """Read how to decode."""
+    if most_tokens is None and _DECODING.isdisjoint(fields.values):
+        return _AS_USUAL
     return Sampling(
         temperature=fields.number("temperature", 0, 2),
         top_p=fields.number("top_p", 0, 1),
@@ -247,6 +249,12 @@ def sampling(fields: Fields, most_tokens: int | None, *, chat: bool) -> Sampling
         frequency_penalty=fields.number("frequency_penalty", -2, 2) if chat else None,
         presence_penalty=fields.number("presence_penalty", -2, 2) if chat else None,
     )
+
+
+_DECODING = frozenset(
+    {"temperature", "top_p", "seed", "stop", "frequency_penalty", "presence_penalty"}
+)
+_AS_USUAL = Sampling()
 
 
 def _stop(fields: Fields) -> tuple[str, ...]:

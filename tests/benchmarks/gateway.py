@@ -105,12 +105,14 @@ def _bare(url: str) -> None:
 def _ours(url: str, journal: str, profile: str) -> None:
     """conductor serve with one worker behind HTTP."""
     from conductor import Conductor
+    from conductor.serve import settle_heap
     from conductor.server import Limits, Server
     from runtime import Endpoint, Journal, Pool
 
     pool = Pool([Endpoint("small", url=url, model="m")])
     team = Conductor(pool, journal=Journal(journal) if journal else None)
     server = Server(team, limits=Limits(requests=10_000))
+    settle_heap()  # as the command does
     if not profile:
         _listen(server)
         return

@@ -11,7 +11,7 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from copy import copy
 from dataclasses import replace
 from functools import partial
@@ -57,6 +57,7 @@ from runtime import (
     given,
     mended,
     no_listener,
+    trace_headers,
 )
 
 from .planner import Planner
@@ -469,6 +470,21 @@ class Conductor:
             yield follower
         finally:
             follower.close()
+
+    @contextmanager
+    def part_of(self, trace: Mapping[str, str]) -> Iterator[None]:
+        """Have runs that begin in this block be a part of a trace.
+
+        Args:
+            trace: ``traceparent`` and ``tracestate``, as in W3C Trace Context. Telemetry begins its
+                spans under it; workers behind HTTP are told of it, or of those spans.
+        """
+        token = trace_headers.set(trace)
+        try:
+            with self.telemetry.within(trace) if self.telemetry else nullcontext():
+                yield
+        finally:
+            trace_headers.reset(token)
 
     def _turns(self, rounds: int | None) -> int:
         """How many turns the router may take."""

@@ -25,7 +25,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -73,6 +73,7 @@ from runtime import (
     Worker,
     WorkerPicked,
     no_listener,
+    trace_headers,
 )
 
 if TYPE_CHECKING:
@@ -360,6 +361,26 @@ class Telemetry:
             context = self._context.get_current()
         known = {worker.name: _known(worker) for worker in workers}
         return Follower(_Trace(self, known, context, past=past), emit)
+
+    @contextmanager
+    def within(self, trace: Mapping[str, str]) -> Iterator[None]:
+        """Have runs that begin in this block be a part of a trace.
+
+        Args:
+            trace: ``traceparent`` and ``tracestate``, as in W3C Trace Context.
+        """
+        here = self._context.get_current()
+        token = self._context.attach(self._propagator.extract(trace, here))
+        try:
+            yield
+        finally:
+            self._context.detach(token)
+
+    def pass_on(self, context: Context) -> None:
+        """Have workers behind HTTP be told what their calls are a part of, in this task."""
+        headers: dict[str, str] = {}
+        self._propagator.inject(headers, context)
+        trace_headers.set(headers or trace_headers.get())
 
     def prometheus(self) -> str:
         """Everything measured so far, in the text format that Prometheus reads."""
@@ -752,6 +773,7 @@ class _Trace:
         from opentelemetry.trace import set_span_in_context
 
         self.id, self._started = run, at
+        self._outer_headers = trace_headers.get()
         name = self.telemetry.workflow
         self._span = self.start_span(
             f"invoke_workflow {name}",
@@ -785,6 +807,7 @@ class _Trace:
             attributes["gen_ai.output.messages"] = _written(said)
         self.end_span(self._span, at, attributes, failure)
         self._span = None
+        trace_headers.set(self._outer_headers)
         if self._outer is not None:
             self._outer.dollars += self.dollars
             return
@@ -824,6 +847,7 @@ class _Trace:
             },
         )
         context = set_span_in_context(span, self._context)
+        self.telemetry.pass_on(context)
         self._planning = _Planning(span, _Calls(self, event.worker, "planning", at, context))
 
     def _finish_planning(self, event: PlanAttempted, at: float) -> None:
@@ -874,6 +898,7 @@ class _Trace:
     def _start_step(self, event: StepStarted, at: float) -> None:
         self._break_step(event.index, at, _UNKNOWN)
         step = self._open_step(event.index, event.worker, at, event.messages)
+        self.telemetry.pass_on(step.context)
         step.calls = _Calls(self, event.worker, "step", at, step.context)
 
     def _open_step(

@@ -1,6 +1,6 @@
 """Carrying plans out: the pool of workers, the schedule, the engine and the record of a run."""
 
-from .connections import HttpClient
+from .connections import HttpClient, trace_headers
 from .context import conversation_query, step_messages, turn_messages
 from .discover import Found, discover, pool_toml
 from .endpoint import Endpoint
@@ -220,6 +220,7 @@ __all__ = [
     "run_plan",
     "step_messages",
     "suspended_run",
+    "trace_headers",
     "turn_messages",
     "wait_before",
 ]

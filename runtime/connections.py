@@ -12,8 +12,10 @@ from __future__ import annotations
 import ssl
 from collections.abc import AsyncIterable, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Protocol, Self, cast
 
 import anyio
@@ -22,6 +24,12 @@ import anyio.lowlevel
 if TYPE_CHECKING:
     import aiohttp
     import httpx
+
+trace_headers: ContextVar[Mapping[str, str]] = ContextVar(
+    "trace_headers", default=MappingProxyType({})
+)
+"""What the calls of a task are a part of: ``traceparent`` and ``tracestate`` of W3C Trace Context.
+Workers behind HTTP send them along; nothing that a completion depends on is in them."""
 
 _TURN = 2**14  # bytes of a body after which others have a turn, however fast they come
 

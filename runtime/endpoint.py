@@ -29,7 +29,7 @@ from urllib.parse import SplitResult, parse_qsl, quote, urlsplit, urlunsplit
 import anyio
 from pydantic_core import from_json
 
-from .connections import CappedBody, Client, HttpClient, Reply
+from .connections import CappedBody, Client, HttpClient, Reply, trace_headers
 from .errors import FailureKind, PoolError, WorkerError
 from .worker import (
     Call,
@@ -264,7 +264,7 @@ class Endpoint:
                 client,
                 "POST",
                 self._completions,
-                self._post_headers,
+                {**self._post_headers, **trace_headers.get()},
                 self._timeout_s,
                 read,
                 content,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from secrets import token_hex
@@ -27,6 +28,23 @@ def request_id(scope: Scope) -> str:
     given = header(scope, b"x-client-request-id")
     fits = 0 < len(given) <= 128 and given.isascii() and given.isprintable()
     return given if fits else f"req_{token_hex(16)}"
+
+
+def trace_context(scope: Scope) -> dict[str, str]:
+    """What the client's request is a part of, as in W3C Trace Context; empty if it does not say, or
+    not as it should.
+    """
+    parent = header(scope, b"traceparent")
+    if not _TRACEPARENT.fullmatch(parent):
+        return {}
+    states = [value.decode("latin-1") for key, value in scope["headers"] if key == b"tracestate"]
+    state = ",".join(states)
+    fits = 0 < len(state) <= _MOST_STATE and state.isascii() and state.isprintable()
+    return {"traceparent": parent, **({"tracestate": state} if fits else {})}
+
+
+_TRACEPARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
+_MOST_STATE = 512  # characters that W3C asks everybody to pass on
 
 
 def on_a_line(text: str) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -28,7 +29,16 @@ from ..orchestrator import AnswerText
 from .accounts import Took
 from .answering import Answering, Answers, OnEvent
 from .archive import Archive
-from .asgi import Served, check_method, header, hung_up, on_a_line, read_body, send_json
+from .asgi import (
+    Served,
+    check_method,
+    header,
+    hung_up,
+    on_a_line,
+    read_body,
+    send_json,
+    trace_context,
+)
 from .ask import Ask
 from .body import read_json
 from .books import Books
@@ -78,6 +88,8 @@ class Exchange:
     """The run that goes on, if one does."""
     results: Sequence[ToolResult]
     """What came of its calls of tools."""
+    trace: Mapping[str, str]
+    """What the client's request is a part of: W3C Trace Context, if it says so."""
     receive: Receive | None
     """Tells when the client hangs up; None if it does not matter."""
     send: Send
@@ -132,19 +144,17 @@ class AnswerRoute:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         check_method(scope, "POST")
-        served: Served = scope["conductor"]
-        caller: Caller = scope["conductor.caller"]
         body = await read_body(scope, receive, self._limits.body_bytes)
-        exchange = self._read(body, served, caller, receive, send)
+        exchange = self._read(body, scope, receive, send)
         name = header(scope, b"idempotency-key")
         if not name:
             await self._answer(exchange)
         else:
             await self._once(exchange, name, body)
 
-    def _read(
-        self, body: bytes, served: Served, caller: Caller, receive: Receive, send: Send
-    ) -> Exchange:
+    def _read(self, body: bytes, scope: Scope, receive: Receive, send: Send) -> Exchange:
+        served: Served = scope["conductor"]
+        caller: Caller = scope["conductor.caller"]
         ask = self._wire.read(read_json(body))
         policy = caller.find(ask.model)
         past, results = self._archive.suspended(ask, caller.name)
@@ -153,7 +163,10 @@ class AnswerRoute:
         served.headers["x-conductor-policy"] = policy.pinned
         if ask.noted:
             served.headers["x-conductor-ignored"] = on_a_line(", ".join(ask.noted)[:1000])
-        return Exchange(self._wire, served, caller, policy, ask, past, results, receive, send)
+        trace = trace_context(scope)
+        return Exchange(
+            self._wire, served, caller, policy, ask, past, results, trace, receive, send
+        )
 
     async def _once(self, exchange: Exchange, name: str, body: bytes) -> None:
         """Answer, unless the reply is kept under an idempotency key; keep it."""
@@ -180,7 +193,11 @@ class AnswerRoute:
             self._replies.settle(caller, name, kept, whole=whole)
 
     async def _answer(self, exchange: Exchange) -> None:
-        with self._traffic.entered(exchange.caller.account):
+        team, trace = exchange.caller.team, exchange.trace
+        with (
+            self._traffic.entered(exchange.caller.account),
+            team.part_of(trace) if trace else nullcontext(),
+        ):
             if exchange.ask.stream:
                 await self._stream(exchange)
             else:

@@ -95,6 +95,29 @@ async def test_one_worker_gets_the_messages_and_settings_untouched() -> None:
     assert reply.json()["conductor"]["plan"] == {"source": "pick", "workers": ["pro"]}
 
 
+async def test_an_image_reaches_a_step_that_hands_the_query_on_and_is_a_word_to_all_others() -> (
+    None
+):
+    team = Team()
+    team.scribe.texts = [
+        'subtasks = ["What is this?\\n[image_url]", "What is this?\\n[image_url]"]\n'
+        'workers = ["pro", "judge"]\naccess = [[], [0]]\n'
+    ]
+    image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,x"}}
+    parts = [{"type": "text", "text": "What is this?"}, image]
+
+    await post(
+        team.server(), {"model": "conductor", "messages": [{"role": "user", "content": parts}]}
+    )
+
+    asked = Message("user", "What is this?\n[image_url]", parts=json.dumps(parts))
+    assert team.pro.calls[0].messages == (asked,)
+    for worker in (team.scribe, team.judge):
+        (call,) = worker.calls
+        assert not any(each.parts for each in call.messages)
+        assert "What is this?\n[image_url]" in call.messages[-1].content
+
+
 async def test_every_step_of_a_plan_sees_the_conversation_and_the_last_is_told_how() -> None:
     team = Team()
     talk = [

@@ -403,6 +403,13 @@ async def test_every_error_has_the_same_shape(
     assert (reply.status_code, reply.json()["error"]["code"]) == (status, code)
     assert set(reply.json()["error"]) == {"message", "type", "param", "code"}
     assert reply.headers["x-request-id"]
+    assert ("allow" in reply.headers) == (status == 405)
+
+
+async def test_a_method_that_is_not_taken_is_told_which_are() -> None:
+    async with client(Team().server()) as http:
+        found = {path: (await http.put(path)).headers["allow"] for path in (CHAT, "/v1/models")}
+    assert found == {CHAT: "POST", "/v1/models": "GET, HEAD"}
 
 
 @pytest.mark.parametrize("name", ["last", "0", "..", "%2e%2e", "a' OR '1'='1", "0" * 31])

@@ -133,6 +133,18 @@ async def test_unknown_fields_are_told_and_not_refused() -> None:
     assert reply.headers["x-conductor-ignored"] == "brand_new, another"
 
 
+async def test_names_of_unknown_fields_never_break_a_header() -> None:
+    """A header with a blank at its end is none to an HTTP server: it drops the connection."""
+    odd = {"": 1, " ": 1, "a\r\nset-cookie: b": 1, "Grüße": 1, "c ": 1}
+    async with client(Team().server()) as http:
+        reply = await http.post("/v1/chat/completions", json=asked(**odd))
+
+    assert reply.status_code == 200
+    told = reply.headers["x-conductor-ignored"]
+    assert told.isascii() and told.isprintable() and told == told.strip()
+    assert told.endswith("a??set-cookie: b, Gr??e, c")
+
+
 @pytest.mark.parametrize(
     ("wrong", "param"),
     [

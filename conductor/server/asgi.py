@@ -48,8 +48,9 @@ _MOST_STATE = 512  # characters that W3C asks everybody to pass on
 
 
 def on_a_line(text: str) -> str:
-    """A text as a header can hold it: what would end it, or is no ASCII, is a question mark."""
-    return "".join(each if " " <= each <= "~" else "?" for each in text)
+    """A text as a header can hold it: what would end it, or is no ASCII, is a question mark, and
+    there are no blanks at its ends."""
+    return "".join(each if " " <= each <= "~" else "?" for each in text).strip()
 
 
 def check_method(scope: Scope, *methods: str) -> None:
@@ -60,7 +61,7 @@ def check_method(scope: Scope, *methods: str) -> None:
     """
     if scope["method"] not in methods:
         told = f"{scope['path'][:200]} takes {methods[0]}, not {scope['method'][:20]}"
-        raise Refusal(405, told, code="method_not_allowed")
+        raise Refusal(405, told, code="method_not_allowed", allow=methods)
 
 
 async def nowhere(scope: Scope, receive: Receive, send: Send) -> None:

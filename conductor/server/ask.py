@@ -50,6 +50,7 @@ class Parameter:
 _H, _P, _R, _N = Fate.HONOURED, Fate.PASSED, Fate.REFUSED, Fate.NOTED
 _ONLY_TEXT = "answers are text"
 _PAID = "is about the accounting of a hosted service"
+_PARTS = "of what is no text in them, see Models"
 _CACHE = "workers decide on their caches by themselves"
 
 _BOTH = (
@@ -71,7 +72,7 @@ _BOTH = (
 )
 CHAT = (
     *_BOTH,
-    Parameter("messages", _H, f"at most {MOST_MESSAGES}"),
+    Parameter("messages", _H, f"at most {MOST_MESSAGES}; {_PARTS}"),
     Parameter("audio", _R, _ONLY_TEXT),
     Parameter("frequency_penalty", _P, "-2 to 2; refused by models in this process"),
     Parameter("function_call", _R, "write tool_choice"),
@@ -104,7 +105,7 @@ RESPONSES = (
     Parameter("conversation", _R, "write previous_response_id"),
     Parameter("image", _R, _ONLY_TEXT),
     Parameter("include", _N, "there is nothing more to include"),
-    Parameter("input", _H, f"a text, or at most {MOST_MESSAGES} items"),
+    Parameter("input", _H, f"a text, or at most {MOST_MESSAGES} items; {_PARTS}"),
     Parameter("instructions", _H, "the first system message"),
     Parameter("max_output_tokens", _P, "of the last step"),
     Parameter("max_tool_calls", _R, "it bounds tools that run on a server; none do here"),

@@ -7,6 +7,7 @@ Clients of the OpenAI API tell failures apart by HTTP status and by ``error.type
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from runtime import Failure, FailureKind
@@ -24,6 +25,7 @@ class Refusal(Exception):
         param: str | None = None,
         code: str | None = None,
         retry_after_s: float | None = None,
+        allow: Sequence[str] = (),
     ) -> None:
         super().__init__(message)
         self.status = status
@@ -32,6 +34,7 @@ class Refusal(Exception):
         self.param = param
         self.code = code
         self.retry_after_s = retry_after_s
+        self.allow = allow
         self.run = ""
         """Id of the run that came to nothing, if there is one."""
 
@@ -48,7 +51,9 @@ class Refusal(Exception):
 
     @property
     def headers(self) -> dict[str, str]:
-        """When to try again, in both spellings that clients know."""
+        """When to try again, in both spellings that clients know; and which methods there are."""
+        if self.allow:
+            return {"allow": ", ".join(self.allow)}
         if self.retry_after_s is None:
             return {}
         wait = min(max(self.retry_after_s, 0.0), 86_400.0)

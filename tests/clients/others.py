@@ -107,7 +107,7 @@ def told(call: Sequence[str | Path], folder: Path, **env: str | Path) -> str:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=200,
+        timeout=1800,
     )
     assert done.returncode == 0, done.stdout
     return done.stdout

@@ -23,6 +23,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from .context import GO_ON
 from .errors import FailureKind, WorkerError
 from .worker import (
     Call,
@@ -188,9 +189,15 @@ def results_briefly(messages: Sequence[Message]) -> tuple[Message, ...]:
     return (Message("user", "\n\n".join([*found, f"{_WITH_THAT} {_asked_last(messages)}"])),)
 
 
+def has_results(messages: Sequence[Message]) -> bool:
+    """Whether a conversation ends with results of tools, be it as the text that steps see of one:
+    then whoever calls first has done so."""
+    return messages[-1].role == "tool" or messages[-1].content.endswith(GO_ON)
+
+
 def _asked_last(messages: Sequence[Message]) -> str:
     said = (each.content for each in reversed(messages) if each.role == "user")
-    return without_middle(next(said, _GO_ON), _LONGEST_QUESTION)
+    return without_middle(next(said, GO_ON), _LONGEST_QUESTION)
 
 
 def without_middle(text: str, most: int) -> str:
@@ -203,7 +210,6 @@ def without_middle(text: str, most: int) -> str:
 
 
 _WITH_THAT = "Answer with that:"
-_GO_ON = "Go on."
 
 
 def narrowed(tools: Sequence[Tool]) -> tuple[Tool, ...]:

@@ -167,7 +167,7 @@ def conversation_query(messages: Sequence[Message]) -> str:
         return messages[0].content
     rules = [each.content for each in messages if each.role in _RULES]
     said = [each for each in messages if each.role not in _RULES]
-    asked = said.pop().content if said and said[-1].role == "user" else _GO_ON
+    asked = said.pop().content if said and said[-1].role == "user" else GO_ON
     names = {call.id: call.name for each in said for call in each.tool_calls}
     spoken = [line for each in said for line in _lines(each, names)]
     blocks = [
@@ -193,7 +193,8 @@ def _lines(message: Message, names: Mapping[str, str]) -> Iterator[str]:
 
 
 _RULES = ("system", "developer")
-_GO_ON = "Go on with the conversation."
+GO_ON = "Go on with the conversation."
+"""What is asked where the last to speak was not the user, but say a tool."""
 
 
 def _fence(query: str, subtask: str, blocks: list[tuple[str, str, str]]) -> str:

@@ -34,6 +34,7 @@ import sniffio
 
 from .calling import (
     call_grammar,
+    has_results,
     narrowed,
     offered,
     results_briefly,
@@ -648,7 +649,7 @@ class LocalWorker:
         self._check(call)
         tools, demanded = offered(call)
         small = self.tools == "first" and bool(tools)
-        calls = demanded or (small and call.messages[-1].role != "tool")
+        calls = demanded or (small and not has_results(call.messages))
         if small:
             asked = self._asked_briefly(call, tools, calls=calls)
         else:

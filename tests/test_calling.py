@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from conductor import Conductor
 from conductor.server.json_form import problem
+from grammar import Plan
 from runtime import (
     Call,
     Completion,
@@ -30,10 +31,13 @@ from runtime import (
     ToolCall,
     Usage,
     WorkerError,
+    conversation_query,
     prompt_ids,
+    step_messages,
 )
 from runtime.calling import (
     call_grammar,
+    has_results,
     narrowed,
     offered,
     results_briefly,
@@ -297,6 +301,17 @@ def test_a_small_model_reads_results_in_plain_words() -> None:
     parts = ['weather {"city": "Oslo"} gave:\nRain.', "time {} gave:\none"]
     parts.append(f"Answer with that: {ASKED[0].content}")
     assert told == (Message("user", "\n\n".join(parts)),)
+
+
+@pytest.mark.parametrize("plan", [True, False])
+def test_results_that_belong_to_no_run_are_results_all_the_same(plan: bool) -> None:
+    """As where no journal is kept: whoever calls first would call for ever."""
+    made = ToolCall("x", "time", "{}")
+    talk = (*ASKED, Message("assistant", "", (made,)), Message("tool", "noon", tool_call_id="x"))
+    query = conversation_query(talk)
+    step = Plan.of(["Answer."], ["a"], [[]])
+    assert has_results(step_messages(step, 0, query, {}, conversation=talk) if plan else talk)
+    assert not has_results(ASKED)
 
 
 @given(st.lists(st.text(max_size=400), min_size=1, max_size=5), st.integers(200, 2000))

@@ -607,6 +607,8 @@ async def carry_out(
             left_s = max(0.0, left_s - past.seconds)  # waiting for tools was no part of it
         begin = RunResumed(session.now(), budget, new, asked)
     session.emit(begin)
+    if plan is not None and isinstance(begin, RunStarted):  # the journal keeps both in one go
+        session.emit(PlanParsed(session.now(), plan, source))
     if session.broken is not None:  # nothing has been called yet
         raise session.broken
     _take_stock(session.ledger, session.record)

@@ -33,6 +33,7 @@ from .run import (
     Emit,
     Event,
     NestedEvent,
+    PlanParsed,
     Record,
     Run,
     RunFinished,
@@ -109,8 +110,18 @@ class _File:
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
         """Hold the connection for statements that all happen, or none; raises as ``connected``."""
-        with self.connected() as connection, _transaction(connection):
-            yield connection
+        with self._lock:  # what `connected` and `_transaction` do, at half their price
+            try:
+                connection = self._connection or self._open()
+                connection.execute("BEGIN IMMEDIATE")
+                try:
+                    yield connection
+                    connection.execute("COMMIT")
+                except BaseException:
+                    _roll_back(connection)
+                    raise
+            except sqlite3.Error as error:
+                raise self._told(error) from error
 
     def execute(self, statement: str, values: Sequence[int | str | bytes]) -> None:
         """Do one statement that is a transaction by itself; raises as ``connected``."""
@@ -246,9 +257,13 @@ def _transaction(
         yield
         connection.execute("COMMIT")
     except BaseException:
-        with suppress(sqlite3.Error):  # a full disk has rolled back already
-            connection.execute("ROLLBACK")
+        _roll_back(connection)
         raise
+
+
+def _roll_back(connection: sqlite3.Connection) -> None:
+    with suppress(sqlite3.Error):  # a full disk has rolled back already
+        connection.execute("ROLLBACK")
 
 
 @dataclass(frozen=True, slots=True)
@@ -593,6 +608,8 @@ class _Writer:
         self._run = ""
         self._number = -1
         self._next = -1
+        self._opening: RunStarted | None = None
+        """A beginning whose plan follows at once: both are kept together, and only then told."""
         self.resumed = False
         """Whether a run that was stopped goes on."""
 
@@ -601,21 +618,32 @@ class _Writer:
         while isinstance(inner, NestedEvent):
             inner = inner.event
         try:
-            if type(inner) not in PASSING:
+            opening, self._opening = self._opening, None
+            if isinstance(event, RunStarted) and event.plan is not None:
+                self._opening = event
+                return
+            together = opening is not None and isinstance(event, PlanParsed)
+            if opening is not None:
+                self._begin(opening, *((event,) if together else ()))
+                self._then(opening)
+            if not together and type(inner) not in PASSING:
                 self._keep(event)
             self._then(event)
         except BaseException:  # nothing more will come, so another may go on with the run
             _AT_WORK.discard(self._run)
             raise
 
-    def _keep(self, event: Event) -> None:
+    def _written(self, event: Event) -> bytes:
         try:
-            body = _serialize(event)
+            return _serialize(event)
         except ValueError as error:
             raise JournalError(f"journal {self._file.path}: {event.kind}: {error}") from error
+
+    def _keep(self, event: Event) -> None:
         if isinstance(event, RunStarted):
-            self._begin(event, body)
+            self._begin(event)
             return
+        body = self._written(event)
         if self._next < 0:
             raise JournalError("a run goes on that was not taken from this journal")
         if self._next // _MOST_EVENTS != self._number:
@@ -630,8 +658,10 @@ class _Writer:
         self._next += 1
         self.resumed = self.resumed or isinstance(event, RunResumed)
 
-    def _begin(self, event: RunStarted, body: bytes) -> None:
-        self._record.add(event)
+    def _begin(self, event: RunStarted, *more: Event) -> None:
+        kept = [(each.kind, self._written(each)) for each in (event, *more)]
+        for each in (event, *more):
+            self._record.add(each)
         with self._file.transaction() as connection:
             cursor = connection.execute(
                 "INSERT INTO run (id, started, query, state, parent, host, process) "
@@ -648,9 +678,10 @@ class _Writer:
             )
             assert cursor.lastrowid is not None
             first = cursor.lastrowid * _MOST_EVENTS
-            connection.execute(_INSERT, (first, event.kind, body))
+            for at, (kind, body) in enumerate(kept, first):
+                connection.execute(_INSERT, (at, kind, body))
         self._number, self._run = cursor.lastrowid, event.run
-        self._next = first + 1
+        self._next = first + len(kept)
         _AT_WORK.add(event.run)
 
     def resume(self, number: int, run: str, events: Sequence[Event]) -> None:

@@ -806,7 +806,12 @@ async def test_a_pool_that_does_not_open_fails_the_run_loudly() -> None:
         await run_plan(single("typist", "q"), "q", Pool([typist, Closed("x")]), emit=events.append)
 
     assert typist.holders == 0
-    assert outline(events) == ["run_started", ("run_finished", "failed")]
+    assert outline(events) == [
+        "run_started",
+        "plan_parsed",
+        ("step_finished", 0, "skipped"),
+        ("run_finished", "failed"),
+    ]
 
 
 @pytest.mark.parametrize("order", [["asyncio", "trio", "asyncio"]])

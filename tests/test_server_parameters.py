@@ -273,3 +273,17 @@ async def test_every_tier_of_effort_is_accepted(effort: str) -> None:
     rounds = {"xhigh": 2, "max": 3}.get(effort, 1)
     plans = [call for call in team.scribe.calls if effort in ("xhigh", "max")]
     assert len(plans) == (rounds if rounds > 1 else 0)
+
+
+async def test_a_whole_number_may_be_written_with_a_point() -> None:
+    """As some languages write all their numbers."""
+    team = Team()
+    async with client(team.server()) as http:
+        whole = await http.post(
+            "/v1/chat/completions", json=asked("worker/pro", max_tokens=5.0, n=1.0)
+        )
+        broken = await http.post("/v1/chat/completions", json=asked("worker/pro", max_tokens=5.5))
+
+    assert whole.status_code == 200
+    assert repr(team.pro.calls[0].sampling.max_tokens) == "5"
+    assert (broken.status_code, broken.json()["error"]["param"]) == (400, "max_tokens")

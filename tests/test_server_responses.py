@@ -213,7 +213,6 @@ async def test_what_a_coding_assistant_sends_is_accepted() -> None:
         "include",
         "prompt_cache_key",
         "client_metadata",
-        "tools[1].type namespace",
         "tools[2].type web_search",
     ]
 

@@ -254,3 +254,37 @@ async def test_a_custom_tool_is_a_function_to_workers_and_itself_to_clients(
     )
     assert team.judge.calls[0].tools[0].parameters is not None
     assert second["output"][0]["content"][0]["text"] == "Done."
+
+
+async def test_a_tool_of_a_namespace_is_a_function_to_workers_and_itself_to_clients(
+    journal: Journal,
+) -> None:
+    """As coding assistants group theirs."""
+    team = Team(journal=journal)
+    team.judge.texts = [calling(("agents__spawn", '{"task": "look"}')), "Done."]
+    inner = [
+        {"type": "function", "name": "spawn", "parameters": PARAMETERS, "strict": False},
+        {"type": "custom", "name": "note"},
+        {"type": "web_search"},
+    ]
+    space = {"type": "namespace", "name": "agents", "description": "Others.", "tools": inner}
+    body = {"model": "worker/judge", "input": "Fix it", "tools": [FLAT, space]}
+
+    reply = await post(team, body, RESPOND)
+    (item,) = reply.json()["output"]
+    result = {"type": "function_call_output", "call_id": item["call_id"], "output": "ok"}
+    more = {**body, "input": [{"role": "user", "content": "Fix it"}, item, result]}
+    second = (await post(team, more, RESPOND)).json()
+
+    assert (item["type"], item["namespace"], item["name"]) == ("function_call", "agents", "spawn")
+    told = team.judge.calls[0].tools
+    assert [each.name for each in told] == ["weather", "agents__spawn", "agents__note"]
+    assert told[1].declaration["function"] == {
+        "name": "agents__spawn",
+        "parameters": PARAMETERS,
+        "strict": False,
+    }
+    assert reply.headers["x-conductor-ignored"] == "tools[1].tools[2].type web_search"
+    assert second["output"][0]["content"][0]["text"] == "Done."
+    (made,) = team.judge.calls[1].messages[-2].tool_calls
+    assert made.name == "agents__spawn"

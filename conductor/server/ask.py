@@ -58,7 +58,11 @@ _BOTH = (
     Parameter("stream", _H, "server-sent events"),
     Parameter("temperature", _P, "0 to 2"),
     Parameter("top_p", _P, "0 to 1"),
-    Parameter("tools", _P, "functions and custom tools; those that servers run have no effect"),
+    Parameter(
+        "tools",
+        _P,
+        "functions and custom tools, also of a namespace; those that servers run have no effect",
+    ),
     Parameter("tool_choice", _P),
     Parameter("parallel_tool_calls", _P),
     Parameter("service_tier", _N, f"{_PAID}; auto and default say nothing", ("auto", "default")),
@@ -165,6 +169,8 @@ class Ask:
     free: frozenset[str] = frozenset()
     """Names of tools whose input is free text and no JSON: workers know them as functions with one
     argument, ``input``, since few servers know any other kind."""
+    spaces: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    """Namespace and name of tools that workers know by one name made of both."""
     echo: Mapping[str, Any] = field(default_factory=dict)
     """What a reply gives back."""
 
@@ -293,54 +299,88 @@ def response_format(form: Fields | None) -> tuple[str, Mapping[str, Any] | None]
     return json.dumps({"type": kind, "json_schema": told}), schema
 
 
-def tools(
-    declared: Iterable[Fields], *, flat: bool
-) -> tuple[tuple[Tool, ...], frozenset[str], tuple[str, ...]]:
-    """Read the tools of a request.
+@dataclass(slots=True)
+class Declared:
+    """The tools of a request, read."""
 
-    Args:
-        declared: The list.
-        flat: Whether they are as in the Responses API, without an object ``function``. There,
-            custom tools become functions, and those that run on a server are left out.
+    tools: list[Tool] = field(default_factory=list)
+    free: set[str] = field(default_factory=set)
+    """As :attr:`Ask.free`."""
+    spaces: dict[str, tuple[str, str]] = field(default_factory=dict)
+    """As :attr:`Ask.spaces`."""
+    left_out: list[str] = field(default_factory=list)
 
-    Returns:
-        The tools, the names of those that take free text, and what was left out.
+    def custom(self, name: str, about: str) -> None:
+        """Add one that takes free text, as a function."""
+        self.free.add(name)
+        self.tools.append(Tool(name, mended(about), _FREE))
+
+    def function(self, declared: Fields, name: str) -> None:
+        """Add a function, by a name that may be another than it was declared with."""
+        values = {key: value for key, value in declared.values.items() if key != "type"}
+        parameters = declared.object("parameters")
+        plain = values.keys() <= {"name", "description", "parameters"}
+        raw = None if plain else {"type": "function", "function": {**values, "name": name}}
+        about = declared.text("description") or ""
+        self.tools.append(Tool(name, about, parameters.values if parameters else None, raw))
+
+
+def tools(declared: Iterable[Fields]) -> Declared:
+    """Read the tools of a chat completions request.
 
     Raises:
         Refusal: If one is broken.
     """
-    read: list[Tool] = []
-    free: set[str] = set()
-    left_out: list[str] = []
+    read = Declared()
     for each in declared:
         kind = each.needed("type", each.text("type"))
-        inner = each if flat else (each.object("function") or each)
+        inner = each.object("function") or each
         name = inner.text("name")
-        if kind == "custom" and flat:
-            free.add(each.needed("name", name))
-            about = mended(each.text("description") or "")
-            read.append(Tool(str(name), about, _FREE))
+        if kind == "function":
+            read.function(inner, inner.needed("name", name))
+        else:
+            read.tools.append(Tool(name or kind, raw=each.values))
+    return read
+
+
+def flat_tools(declared: Iterable[Fields]) -> Declared:
+    """Read the tools of a responses request, which have no object ``function``.
+
+    Workers know functions only: custom tools become such, and so do those of a namespace, each by
+    the names of both. Those that run on a server are left out.
+
+    Raises:
+        Refusal: If one is broken.
+    """
+    read = Declared()
+    for each in declared:
+        if each.text("type") != "namespace":
+            _flat_tool(read, each, "")
             continue
-        if kind != "function" and flat:
-            left_out.append(f"{each.at('type')} {mended(kind)[:40]}")
-            continue
-        if kind != "function":
-            read.append(Tool(name or kind, raw=each.values))
-            continue
-        function = {key: value for key, value in inner.values.items() if key != "type"}
-        inner.needed("name", name)
-        parameters = inner.object("parameters")
-        plain = function.keys() <= {"name", "description", "parameters"}
-        raw = None if plain else {"type": "function", "function": function}
-        read.append(
-            Tool(
-                str(name),
-                inner.text("description") or "",
-                parameters.values if parameters else None,
-                raw,
-            )
-        )
-    return tuple(read), frozenset(free), tuple(left_out)
+        space = each.needed("name", each.text("name"))
+        for inner in each.objects("tools") or ():
+            _flat_tool(read, inner, space)
+    return read
+
+
+def _flat_tool(read: Declared, declared: Fields, space: str) -> None:
+    kind = declared.needed("type", declared.text("type"))
+    if kind not in ("function", "custom"):
+        read.left_out.append(f"{declared.at('type')} {mended(kind)[:40]}")
+        return
+    own = declared.needed("name", declared.text("name"))
+    name = spaced(space, own)
+    if space:
+        read.spaces[name] = (space, own)
+    if kind == "custom":
+        read.custom(name, declared.text("description") or "")
+    else:
+        read.function(declared, name)
+
+
+def spaced(space: str | None, name: str) -> str:
+    """The name by which workers know a tool of a namespace."""
+    return f"{space}__{name}" if space else name
 
 
 _FREE = {

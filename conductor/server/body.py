@@ -120,6 +120,8 @@ class Fields:
         value = self.values.get(name)
         if value is None:
             return None
+        if type(value) is float and value.is_integer():  # to JSON, 5.0 is a whole number
+            value = int(value)
         if type(value) is not int or not least <= value <= most:
             raise bad(f"{self.at(name)} must be a whole number, {least} to {most}", self.at(name))
         return value

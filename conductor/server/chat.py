@@ -48,7 +48,7 @@ def read(body: dict[str, Any]) -> Ask:
             asking.sampling(fields, longest, chat=True),
             response_format=form,
             extra=json.dumps(passed) if passed else "",
-            tools=asking.tools(fields.objects("tools") or (), flat=False)[0],
+            tools=tuple(asking.tools(fields.objects("tools") or ()).tools),
             tool_choice=choice,
             parallel_tool_calls=fields.flag("parallel_tool_calls"),
         ),

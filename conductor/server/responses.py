@@ -65,7 +65,7 @@ def read(body: dict[str, Any]) -> Ask:
     if previous and not previous.startswith(_PREFIX):
         told = f"there is no response {previous[:100]!r}"
         raise Refusal(404, told, param="previous_response_id", code="not_found")
-    tools, free, left_out = asking.tools(fields.objects("tools") or (), flat=True)
+    declared = asking.flat_tools(fields.objects("tools") or ())
     choice = body.get("tool_choice")
     if choice is not None and not isinstance(choice, str | dict):
         raise bad("tool_choice must be a text or an object", "tool_choice")
@@ -76,7 +76,7 @@ def read(body: dict[str, Any]) -> Ask:
             asking.sampling(fields, fields.whole("max_output_tokens", 1, 10**7), chat=False),
             response_format=form,
             extra=json.dumps(passed) if passed else "",
-            tools=tools,
+            tools=tuple(declared.tools),
             tool_choice=_choice(choice),
             parallel_tool_calls=fields.flag("parallel_tool_calls"),
         ),
@@ -84,8 +84,9 @@ def read(body: dict[str, Any]) -> Ask:
         stream=bool(fields.flag("stream")),
         effort=effort,
         schema=schema,
-        noted=(*ignored, *left_out),
-        free=free,
+        noted=(*ignored, *declared.left_out),
+        free=frozenset(declared.free),
+        spaces=declared.spaces,
         previous=previous.removeprefix(_PREFIX),
         echo={
             "instructions": instructions,
@@ -173,7 +174,7 @@ def _called(item: Fields, *, custom: bool) -> ToolCall:
     written = mended(item.text("input" if custom else "arguments") or "")
     return ToolCall(
         item.needed("call_id", item.text("call_id")),
-        mended(item.needed("name", item.text("name"))),
+        mended(asking.spaced(item.text("namespace"), item.needed("name", item.text("name")))),
         json.dumps({"input": written}) if custom else written,
     )
 
@@ -254,6 +255,9 @@ def _item(run: str, text: str | None, status: str) -> dict[str, Any]:
 def _call_item(ask: Ask, call: ToolCall) -> dict[str, Any]:
     """A call of a tool, as the client declared it."""
     told = {"call_id": call.id, "name": call.name, "status": "completed"}
+    if call.name in ask.spaces:
+        space, name = ask.spaces[call.name]
+        told |= {"name": name, "namespace": space}
     if call.name not in ask.free:
         return {
             "id": f"fc_{call.id}",

@@ -706,9 +706,10 @@ async def _run_steps(
     session: Session, plan: Plan, taken: Mapping[int, StepResult]
 ) -> Failure | None:
     schedule = Schedule(plan)
-    results: dict[int, StepResult] = {
-        each.index: each for each in session.record.round.steps if each.state in _FINAL
-    }
+    results: dict[int, StepResult] = {}
+    if session.record.settled:
+        steps = session.record.round.steps
+        results = {each.index: each for each in steps if each.state in _FINAL}
     previous = session.record.previous
 
     def settle(result: StepResult) -> None:

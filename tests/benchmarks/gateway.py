@@ -19,8 +19,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 from tests.benchmarks.loopback import HELD_S, answer
@@ -80,9 +80,13 @@ def _bare(url: str) -> None:
 
     sessions: list[aiohttp.ClientSession] = []
 
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+            sessions.append(session)
+            yield
+
     async def chat(request: Request) -> Response:
-        if not sessions:
-            sessions.append(aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)))
         body = json.loads(await request.body())
         streams = body.pop("stream", False)
         body["stream"] = True
@@ -98,7 +102,8 @@ def _bare(url: str) -> None:
         whole = {"choices": [{"index": 0, "message": message}], "usage": pieces[-1]["usage"]}
         return Response(json.dumps(whole), media_type="application/json")
 
-    app = Starlette(routes=[Route("/v1/chat/completions", chat, methods=["POST"])])
+    routes = [Route("/v1/chat/completions", chat, methods=["POST"])]
+    app = Starlette(routes=routes, lifespan=lifespan)
     _listen(app)
 
 

@@ -42,6 +42,7 @@ from .options import (
     Rounds,
     RouterCommand,
     RouterOption,
+    SendTelemetry,
     Steps,
     Tag,
     Tokens,
@@ -49,6 +50,7 @@ from .options import (
     WithoutTag,
     bounded,
     journal,
+    sending,
 )
 from .report import OutputFormat, report
 from .schema import SchemaOf, json_schema
@@ -143,10 +145,7 @@ def run(
     best: Best = False,
     json: Json = False,
     quiet: Quiet = False,
-    telemetry: Annotated[
-        bool,
-        typer.Option("--telemetry", help="Send spans and metrics, as OTEL_* variables say."),
-    ] = False,
+    telemetry: SendTelemetry = False,
 ) -> None:
     """Answer a query: write a plan, carry it out, print the answer."""
     from grammar import parse_file
@@ -682,24 +681,10 @@ def main() -> None:
 def _told(
     context: typer.Context, ask: Callable[[Conductor, Emit], Run]
 ) -> Callable[[Conductor, Emit], Run]:
-    """Have a run told by OTLP too, as the ``OTEL_*`` variables say; sent when all is printed."""
-    from .telemetry import Telemetry, problems
-
-    try:
-        telemetry = Telemetry.from_environment()
-    except ModuleNotFoundError as error:
-        fail(f"--telemetry: {error}")
-    found = problems()
-
-    def close() -> None:
-        sent = telemetry.close()
-        if found or not sent:
-            why = found[0] if found else "the collector takes too long"
-            remedy = "check OTEL_EXPORTER_OTLP_ENDPOINT"
-            remark(f"not all telemetry was sent: {why}; {remedy}")
+    """Have a run told by OTLP too; sent when all is printed."""
+    telemetry = context.with_resource(sending())
 
     def told(team: Conductor, on_event: Emit) -> Run:
-        context.call_on_close(close)
         team.telemetry = telemetry
         return ask(team, on_event)
 

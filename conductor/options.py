@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,9 +14,12 @@ import typer
 from typer.core import TyperCommand
 
 from .config import EMBEDDED, journal_file, pool_path
+from .terminal import fail, remark
 
 if TYPE_CHECKING:
     from runtime import Budget, Journal
+
+    from .telemetry import Telemetry
 
 _WHO, _BOUNDS, _RECORD = "Who works", "Bounds (else those of the pool file)", "Record and output"
 
@@ -26,6 +31,10 @@ PoolOption = Annotated[
         help="Pool file, or orchestra. [dim]Else conductor.toml, else embedded.[/dim]",
         parser=pool_path,
     ),
+]
+SendTelemetry = Annotated[
+    bool,
+    typer.Option("--telemetry", help="Send spans and metrics, as OTEL_* variables say."),
 ]
 TeamOption = Annotated[
     Path | None,
@@ -220,6 +229,28 @@ def journal(named: Path | None = None, off: bool = False) -> Journal | None:
 
 _AGE = re.compile(r"(\d+(?:\.\d+)?)\s*([smhdw])")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+
+
+@contextmanager
+def sending() -> Iterator[Telemetry]:
+    """Send what telemetry is told by OTLP, as the ``OTEL_*`` variables say; at the end it is said
+    if not all was sent.
+    """
+    from .telemetry import Telemetry, problems
+
+    try:
+        telemetry = Telemetry.from_environment()
+    except ModuleNotFoundError as error:
+        fail(f"--telemetry: {error}")
+    found = problems()
+    try:
+        yield telemetry
+    finally:
+        sent = telemetry.close()
+        if found or not sent:
+            why = found[0] if found else "the collector takes too long"
+            remedy = "check OTEL_EXPORTER_OTLP_ENDPOINT"
+            remark(f"not all telemetry was sent: {why}; {remedy}")
 
 
 def moment(text: str, now: datetime | None = None) -> str:

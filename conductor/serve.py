@@ -13,7 +13,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .options import JournalFile, NoJournal, PlannerOption, PoolOption, RouterOption, journal
+from .options import (
+    JournalFile,
+    NoJournal,
+    PlannerOption,
+    PoolOption,
+    RouterOption,
+    SendTelemetry,
+    journal,
+    sending,
+)
 from .terminal import fail, remark, say
 
 if TYPE_CHECKING:
@@ -38,6 +47,7 @@ _WRITE_S = 5
 
 
 def serve(
+    context: typer.Context,
     pool: PoolOption = None,
     planner: PlannerOption = None,
     router: RouterOption = None,
@@ -62,6 +72,7 @@ def serve(
     ] = 25.0,
     journal_file: JournalFile = None,
     no_journal: NoJournal = False,
+    telemetry: SendTelemetry = False,
 ) -> None:
     """Answer as one model behind an OpenAI-compatible API, at http://HOST:PORT/v1."""
     with _installed():
@@ -80,7 +91,13 @@ def serve(
         told = f"{host} can be reached by others, and there are no keys"
         fail(f"{told}; make one with `conductor keys add NAME`, or listen on 127.0.0.1")
     record = journal(journal_file, no_journal)
-    team = Conductor(load_pool(pool, remark), planner=planner, router=router, journal=record)
+    team = Conductor(
+        load_pool(pool, remark),
+        planner=planner,
+        router=router,
+        journal=record,
+        telemetry=context.with_resource(sending()) if telemetry else None,
+    )
     server = Server(
         team,
         keys=ring,

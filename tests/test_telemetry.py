@@ -1476,6 +1476,48 @@ def test_a_collector_that_is_gone_is_told_after_the_answer(tmp_path: Path) -> No
     assert said.endswith("check OTEL_EXPORTER_OTLP_ENDPOINT")
 
 
+def test_the_server_sends_its_runs_as_parts_of_its_clients_traces(tmp_path: Path) -> None:
+    """A process of its own, from the request to what the collector gets at the end."""
+    (tmp_path / "conductor.toml").write_text(
+        '[workers.gone]\nkind = "openai"\nurl = "http://127.0.0.1:9"\nmodel = "m"\nretries = 0\n',
+        encoding="utf-8",
+    )
+    call = [sys.executable, "-m", "conductor", "serve", "--port", "0", "--no-journal"]
+    body = {"model": "worker/gone", "messages": [{"role": "user", "content": "Why?"}]}
+    with collecting() as collector:
+        env = {
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "HOME": str(tmp_path),
+            "OTEL_EXPORTER_OTLP_ENDPOINT": collector.address,
+        }
+        with subprocess.Popen(
+            [*call, "--telemetry"], cwd=tmp_path, env=env, stderr=subprocess.PIPE, text=True
+        ) as process:
+            try:
+                assert process.stderr is not None
+                found = re.search(r"http://\S+", process.stderr.readline())
+                assert found
+                url = f"{found[0]}/chat/completions"
+                reply = httpx.post(url, json=body, headers={"traceparent": PARENT}, timeout=30)
+                process.terminate()
+                _, told = process.communicate(timeout=30)
+            finally:
+                process.kill()
+
+    assert (reply.status_code, process.returncode, told) == (502, 0, "")
+    spans = [
+        span
+        for request in collector.traces
+        for resource in request.resource_spans
+        for scope in resource.scope_spans
+        for span in scope.spans
+    ]
+    assert {span.trace_id.hex() for span in spans} == {PARENT.split("-")[1]}
+    (run,) = (span for span in spans if span.name == "invoke_workflow conductor")
+    assert run.parent_span_id.hex() == PARENT.split("-")[2]
+
+
 def test_the_command_tells_what_to_install(tmp_path: Path) -> None:
     (tmp_path / "opentelemetry").mkdir()
     (tmp_path / "opentelemetry" / "__init__.py").write_text("", encoding="utf-8")

@@ -268,6 +268,8 @@ kind = "local"
 model = "smollm2-135m-instruct"
 temperature = 0.2
 max_tokens = 512
+input_tokens = 2048  # of longer prompts the middle is left out
+tools = "first"      # too small to judge: it calls one first, and answers then
 card = "A very small model in this process; short, plain tasks"
 
 [workers.two]
@@ -275,6 +277,8 @@ kind = "local"
 model = "smollm2-135m-instruct"
 temperature = 0.9
 max_tokens = 512
+input_tokens = 2048  # of longer prompts the middle is left out
+tools = "first"      # too small to judge: it calls one first, and answers then
 card = "The same model, decoding more freely: a second opinion"
 """
 

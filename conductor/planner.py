@@ -28,7 +28,7 @@ from runtime import (
     WorkerError,
 )
 
-from .prompt import plan_messages, plan_text, repair_messages, revision_messages
+from .prompt import brief_messages, plan_messages, plan_text, repair_messages, revision_messages
 
 _ATTEMPTS = 2
 
@@ -93,24 +93,42 @@ class Planner:
 
     def _asked(self, session: Session) -> tuple[Message, ...]:
         settings = self.settings
-        asked = plan_messages(
-            session.query,
-            len(session.pool),
-            most_steps=settings.most_steps,
-            least_steps=settings.least_steps,
-            cards=[worker.card for worker in session.pool] if settings.cards else [],
-        )
+        names = self._names(session)
+        if settings.roster:
+            asked = brief_messages(session.query, _offered(names))
+        else:
+            asked = plan_messages(
+                session.query,
+                len(names),
+                most_steps=settings.most_steps,
+                least_steps=settings.least_steps,
+                cards=[worker.card for worker in session.pool] if settings.cards else [],
+            )
         for earlier in session.record.rounds[:-1]:
             if earlier.plan is not None and earlier.answer is not None:
                 wrote = earlier.planning[-1].text if earlier.planning else None
-                told = wrote or plan_text(earlier.plan, session.pool.names)
+                told = wrote or plan_text(earlier.plan, names)
                 asked = revision_messages(asked, told, earlier.answer)
         return asked
 
     def _read(self, session: Session, text: str) -> Plan | None:
         read = parse_revision if session.record.number else parse
         limits = Limits(steps=self.settings.most_steps)
-        return read(text, workers=session.pool.names, limits=limits)
+        return read(text, workers=self._names(session), limits=limits)
+
+    def _names(self, session: Session) -> tuple[str, ...]:
+        """Whom each number stands for; empty where the roster has somebody who is not there.
+
+        Raises:
+            NoPlan: If nobody of the roster is there.
+        """
+        pool = session.pool.names
+        names = tuple(name if name in pool else "" for name in self.settings.roster) or pool
+        if not any(names):
+            known = ", ".join(self.settings.roster)
+            told = f"{self.worker.name} knows none of this pool's workers, only {known}"
+            raise NoPlan(Failure(FailureKind.NO_PLAN, f"{told}; name them in planner.roster"))
+        return names
 
     async def _write(
         self, session: Session, messages: tuple[Message, ...], number: int
@@ -122,9 +140,9 @@ class Planner:
         """
         settings, name = self.settings, self.worker.name
         grammar = None
-        if self.constrained and self.worker.constrains:
+        if self.constrained and settings.constrained and self.worker.constrains:
             grammar = decoding_grammar(
-                len(session.pool),
+                _offered(self._names(session)),
                 most_steps=settings.most_steps,
                 least_steps=settings.least_steps,
                 subtask_characters=settings.subtask_characters,
@@ -175,3 +193,7 @@ class Planner:
             self.worker.name, "", None, now - started, failure=failure, lost=tuple(lost)
         )
         session.emit(PlanAttempted(now, attempt))
+
+
+def _offered(names: tuple[str, ...]) -> list[int]:
+    return [at for at, name in enumerate(names) if name]

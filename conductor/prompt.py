@@ -101,6 +101,20 @@ def _ask(query: str, workers: str) -> str:
     return f"Question: {query}\nWorkers: {workers}"
 
 
+def brief_messages(query: str, numbers: Sequence[int]) -> tuple[Message, ...]:
+    """Build the messages that ask a *trained* Conductor model for a plan.
+
+    It knows what a plan is, so it is told the query and who is there, and no more: training reads
+    the prompt many thousand times.
+
+    Args:
+        query: What the user asked.
+        numbers: Who may be named: positions in the roster that the model was trained on.
+    """
+    told = ", ".join(map(str, numbers))
+    return Message("system", "Write a plan."), Message("user", f"{query}\nWorkers: {told}")
+
+
 def repair_messages(asked: tuple[Message, ...], text: str, error: PlanError) -> tuple[Message, ...]:
     """Continue the conversation after a completion that is no plan, with what is wrong with it."""
     problems = "\n".join(f"- {each.message}; {each.hint}" for each in error.diagnostics[:5])

@@ -13,14 +13,14 @@ a list.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 GrammarForm = Literal["lark", "llguidance", "gbnf"]
 
 
 def decoding_grammar(
-    workers: int,
+    workers: int | Sequence[int],
     *,
     most_steps: int = 5,
     least_steps: int = 1,
@@ -34,7 +34,8 @@ def decoding_grammar(
     earlier steps need only i rules per step.
 
     Args:
-        workers: Size of the pool; plans name workers by number, 0 to ``workers - 1``.
+        workers: Size of the pool; plans name workers by number, 0 to ``workers - 1``. Or the
+            numbers that they may name.
         most_steps: Longest plan, at most 16.
         least_steps: Shortest plan, at least 1.
         subtask_characters: Longest subtask, at least 3. A subtask is one line without quotes and
@@ -47,7 +48,8 @@ def decoding_grammar(
     Raises:
         ValueError: If the bounds leave no plan or are too wide to be spelt out.
     """
-    if workers < 1:
+    numbers = range(workers) if isinstance(workers, int) else sorted(set(workers))
+    if not numbers:
         raise ValueError("a plan needs at least one worker; the pool is empty")
     if not 1 <= least_steps <= most_steps <= 16:
         message = f"steps from {least_steps} to {most_steps} asked for; possible is 1 to 16"
@@ -57,7 +59,7 @@ def decoding_grammar(
     if form == "gbnf" and subtask_characters > _MOST_CHARACTERS:
         message = f"subtasks of {subtask_characters} characters asked for; "
         raise ValueError(message + f"llama.cpp reads at most {_MOST_CHARACTERS}")
-    rules = dict(_rules(workers, range(least_steps, most_steps + 1), subtask_characters, keep))
+    rules = dict(_rules(numbers, range(least_steps, most_steps + 1), subtask_characters, keep))
     match form:
         case "lark":
             return _lark(rules)
@@ -117,7 +119,7 @@ _MOST_CHARACTERS = 2000
 
 
 def _rules(
-    workers: int, lengths: range, subtask_characters: int, keep: bool
+    workers: Sequence[int], lengths: range, subtask_characters: int, keep: bool
 ) -> Iterator[tuple[str, list[list[_Symbol]]]]:
     counts = [*([0] if keep else []), *lengths]
     yield "start", [[_Ref(f"plan{n}")] for n in counts]
@@ -136,7 +138,7 @@ def _rules(
             later = range(after + 1, step)
             more: list[list[_Symbol]] = [[f", {at}", *_tail(at, step)] for at in later]
             yield f"tail{after}of{step}", [[], *more]
-    yield "worker", [[str(number)] for number in range(workers)]
+    yield "worker", [[str(number)] for number in workers]
     first_character = _Run(_but(*_UNSAFE, *_BLANK), 1, 1)
     others = _Run(_but(*_UNSAFE), 2, subtask_characters - 1)
     yield "subtask", [['"', first_character, others, '"']]

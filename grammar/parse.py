@@ -57,7 +57,8 @@ def parse(text: str, *, workers: Sequence[str] | None = None, limits: Limits = L
 
     Args:
         text: The completion. Of several complete plans in it the last one counts.
-        workers: Names of the pool in order. If given, numbers become names and others are errors.
+        workers: Names of the pool in order. If given, numbers become names and others are errors;
+            an empty name is a number that nobody has.
         limits: Caps on size.
 
     Raises:

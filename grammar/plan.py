@@ -259,7 +259,10 @@ def violations(
 
 
 def pool_violations(workers: Sequence[object], names: Sequence[str]) -> list[Violation]:
-    """List the worker entries that do not name a worker of the pool ``names``."""
+    """List the worker entries that do not name a worker of the pool ``names``.
+
+    An empty name is a number that nobody has at the moment.
+    """
     wrong = []
     for index, worker in enumerate(workers):
         if not _is_worker(worker) or worker in names:
@@ -270,7 +273,8 @@ def pool_violations(workers: Sequence[object], names: Sequence[str]) -> list[Vio
             break
         if isinstance(worker, str) and not _digits(worker):
             near = get_close_matches(worker[:64], names, n=1)
-            known = ", ".join(map(str, names[:12])) + (", …" if len(names) > 12 else "")
+            there = [name for name in names if name]
+            known = ", ".join(there[:12]) + (", …" if len(there) > 12 else "")
             hint = f"did you mean {near[0]!r}?" if near else f"the pool has: {known}"
             message = f"no worker is called {_short(worker)!r}"
             wrong.append(Violation("P301", message, hint, "workers", index))
@@ -279,6 +283,10 @@ def pool_violations(workers: Sequence[object], names: Sequence[str]) -> list[Vio
             last = len(names) - 1
             hint = f"numbers go from 0 to {last}" if last > 0 else "write 0, the only one"
             wrong.append(Violation("P302", message, hint, "workers", index))
+        elif not names[int(worker)]:  # type: ignore[call-overload]
+            offered = ", ".join(str(at) for at, name in enumerate(names) if name)
+            message = f"worker {worker} is not in the pool at hand"
+            wrong.append(Violation("P302", message, f"it has: {offered}", "workers", index))
     return wrong
 
 

@@ -73,6 +73,12 @@ class PlannerSettings:
     """Whether the Conductor model is told the cards. A trained one knows its pool by number."""
     sampling: Sampling = Sampling(max_tokens=1024)
     """How it decodes; 1,024 tokens at most in the paper."""
+    roster: tuple[str, ...] = ()
+    """The workers that a trained Conductor model knows, in the order of its numbers; it gets the
+    brief prompt. Of a pool it is offered who is in the roster, under the same number whoever else
+    is there. Empty: a model that is told what a plan is, and numbers the pool at hand."""
+    constrained: bool = True
+    """Whether it decodes under the grammar of plans, where it can."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -470,6 +476,10 @@ class PlannerTable(SamplingTable):
     subtask_characters: int = Field(default=160, ge=20, le=2000, strict=True)
     cards: bool = Field(default=True, strict=True)
     max_tokens: int | None = Field(default=1024, ge=1, strict=True)
+    roster: tuple[str, ...] = ()
+    """Workers that it was trained on, in order; what it writes are numbers of this list."""
+    constrained: bool = Field(default=True, strict=True)
+    """Whether it decodes under the grammar of plans, where it can."""
 
     @model_validator(mode="after")
     def _least_is_not_more(self) -> Self:
@@ -482,7 +492,13 @@ class PlannerTable(SamplingTable):
     def settings(self) -> PlannerSettings:
         """The settings as a value."""
         return PlannerSettings(
-            self.most_steps, self.least_steps, self.subtask_characters, self.cards, self.sampling
+            self.most_steps,
+            self.least_steps,
+            self.subtask_characters,
+            self.cards,
+            self.sampling,
+            self.roster,
+            self.constrained,
         )
 
 

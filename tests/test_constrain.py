@@ -370,3 +370,15 @@ def test_gbnf_is_refused_where_llama_cpp_would_refuse_it() -> None:
 def test_an_unknown_form_is_refused() -> None:
     with pytest.raises(ValueError, match="there are lark, llguidance and gbnf"):
         decoding_grammar(1, form="ebnf")  # type: ignore[arg-type]  # what a caller may write
+
+
+def test_numbers_may_be_left_out() -> None:
+    """Of a roster of which not everybody is there, only who is there can be named."""
+    grammar = decoding_grammar([4, 0], most_steps=2, subtask_characters=CHARACTERS)
+    for reader in (lark, llguidance):
+        accepts = reader(grammar)
+        for worker in range(6):
+            text = f'subtasks = ["Try."]\nworkers = [{worker}]\naccess = [[]]\n'
+            assert accepts(text) is (worker in (0, 4))
+    with pytest.raises(ValueError, match="at least one worker"):
+        decoding_grammar([])

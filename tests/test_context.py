@@ -320,3 +320,32 @@ def test_a_step_that_hands_the_query_on_hands_the_conversation_on() -> None:
     assert step_messages(single("w", query), 0, query, {}, conversation=TALK) == TALK
     in_a_plan = step_messages(chain(["A"], ["w"]), 0, query, {}, conversation=TALK)
     assert in_a_plan == step_messages(chain(["A"], ["w"]), 0, query, {})
+
+
+# -- the mark of the query -----------------------------------------------------------------------
+
+
+def test_a_step_may_hand_the_query_on_without_repeating_it() -> None:
+    """``{query}`` alone is the query; so is a conversation."""
+    plan = Plan.of(["{query}", "Check."], ["a", "b"], [[], [0]])
+    spoken = (Message("user", "Hi"), Message("assistant", "Hello"), Message("user", "q"))
+
+    assert (Message("user", "q"),) == step_messages(plan, 0, "q", {})
+    assert step_messages(plan, 0, "q", {}, conversation=spoken) == spoken
+    assert 'to: "q"]' in user(plan, 1, "q", {0: "zero"})
+
+
+@given(
+    st.text("{}query ", max_size=20),
+    st.lists(st.sampled_from(["{query}", "a", " ", "{", "}", "query"]), min_size=1, max_size=6),
+)
+def test_the_mark_stands_for_the_query_and_what_was_put_in_is_not_looked_at(
+    query: str, pieces: list[str]
+) -> None:
+    """Each mark of the subtask gives the query once, whatever the query says."""
+    subtask = "".join(["Do: ", *pieces])
+    plan = Plan.of([subtask, "End."], ["a", "b"], [[], [0]])
+
+    part = user(plan, 0, query, {}).split("Your part: ", 1)[1]
+
+    assert part == query.join(subtask.split("{query}"))

@@ -234,6 +234,20 @@ def test_an_error_about_a_small_pool_makes_sense(pool: list[str], message: str, 
     assert error.value.diagnostics == (Diagnostic("P302", message, hint),)
 
 
+@pytest.mark.parametrize("worker", [1, "1"])
+def test_an_empty_name_is_a_number_that_nobody_has(worker: int | str) -> None:
+    """Numbers keep their meaning when somebody is left out of the pool."""
+    names = ["gpt", "", "opus"]
+
+    assert Plan.of(["a"], [2], [[]]).resolve(names).workers == ("opus",)
+    with pytest.raises(PlanError) as error:
+        Plan.of(["a"], [worker], [[]]).resolve(names)
+
+    (told,) = error.value.diagnostics
+    expected = ("P302", "worker 1 is not in the pool at hand", "it has: 0, 2")
+    assert (told.code, told.message, told.hint) == expected
+
+
 def test_the_canonical_text_is_plain() -> None:
     """One subtask a line, and what would not show is written as an escape."""
     plan = Plan.of(

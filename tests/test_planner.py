@@ -69,6 +69,56 @@ async def plan(planner: Planner, pool: Pool, query: str = "Why?") -> Run:
     return await carry_out(query, pool, planner.decide, plan_only=True)
 
 
+# -- a trained Conductor -------------------------------------------------------------------------
+
+
+async def test_a_trained_conductor_gets_the_brief_prompt_and_numbers_that_keep_their_meaning() -> (
+    None
+):
+    """Who is left out of the pool leaves a gap; a worker that it does not know is not offered."""
+    scribe = Scribe('subtasks = ["{query}"]\nworkers = [2]\naccess = [[]]\n')
+    planner = Planner(scribe, PlannerSettings(roster=("a", "b", "c")))
+
+    run = await plan(planner, team("new", "c", "a"))
+
+    assert scribe.calls[0].messages == (
+        Message("system", "Write a plan."),
+        Message("user", "Why?\nWorkers: 0, 2"),
+    )
+    assert run.plan == Plan.of(["{query}"], ["c"], [[]])
+
+
+async def test_a_number_of_somebody_who_is_not_there_is_no_plan() -> None:
+    scribe = Scribe(GOOD, 'subtasks = ["Go."]\nworkers = [1]\naccess = [[]]\n')
+    planner = Planner(scribe, PlannerSettings(roster=("a", "b")))
+
+    run = await plan(planner, team("b"))
+
+    (told,) = run.planning[0].diagnostics
+    assert (told.code, told.hint) == ("P302", "it has: 1")
+    assert run.plan == Plan.of(["Go."], ["b"], [[]])
+
+
+async def test_a_pool_of_strangers_is_told_of() -> None:
+    planner = Planner(Scribe(GOOD), PlannerSettings(roster=("a", "b")))
+
+    run = await plan(planner, team("x"))
+
+    assert run.failure and run.failure.kind is FailureKind.NO_PLAN
+    assert "scribe knows none of this pool's workers, only a, b" in run.failure.message
+
+
+@pytest.mark.parametrize("held", [True, False])
+async def test_the_grammar_of_a_roster_offers_who_is_there(held: bool) -> None:
+    scribe = Scribe('subtasks = ["Go."]\nworkers = [0]\naccess = [[]]\n', constrains=True)
+    settings = PlannerSettings(roster=("a", "b", "c"), constrained=held)
+
+    await plan(Planner(scribe, settings), team("c", "a"))
+
+    expected = decoding_grammar([0, 2]) if held else None
+    assert scribe.calls[0].grammar == expected
+
+
 # -- what is accepted ----------------------------------------------------------------------------
 
 

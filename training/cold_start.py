@@ -1,0 +1,282 @@
+"""The cold start of a Conductor: it learns what a plan looks like, and nothing about who is good.
+
+    python -m training.cold_start runs/cold-start
+
+trains an adapter of the packaged model by SFT on random plans, and measures how many of the plans
+that it then writes, freely and at temperature 1, are valid. Workers are random among those that are
+offered; whether a question is handed on, tried twice or checked is random too; a composed question
+is taken apart into its parts, each step reading the one before, as often as not. So what is right
+is left to reinforcement learning to find out, but it is within reach: with subtasks that are wholly
+random no rollout would ever solve a composed question.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import anyio
+
+from conductor.prompt import brief_messages, plan_text
+from grammar import Plan, PlanError, parse
+from runtime import Call, LocalModel, LocalWorker, Sampling
+
+from .families import CHAINS, FAMILIES
+from .matrix import wilson
+from .sft import Lesson, SFTRecipe, adapt
+from .tasks import Split, Task, Wording, draw
+
+MODEL = "smollm2-135m-instruct"
+
+_CHECKS = (
+    "Check the reply and give the final answer.",
+    "Correct the reply if it is wrong.",
+    "Give the final answer.",
+)
+_VERDICTS = (
+    "Compare the replies and give the final answer.",
+    "Pick the best reply.",
+    "Say which answer is right.",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ColdStart:
+    """How a Conductor learns the form."""
+
+    updates: int = 100
+    batch: int = 16
+    """Plans of an update."""
+    composed: float = 0.5
+    """Share of composed questions."""
+    fewest: int = 3
+    """Fewest workers that a question offers; more, up to all, are as likely."""
+    tasks: int = 4000
+    """Different questions, about."""
+    seed: int = 0
+
+
+def offered(random: Random, workers: int, fewest: int = 3) -> tuple[int, ...]:
+    """Draw who is there: ``fewest`` of the numbers 0 to ``workers - 1`` or more, in order."""
+    count = random.randint(min(fewest, workers), workers)
+    return tuple(sorted(random.sample(range(workers), count)))
+
+
+def random_plan(task: Task, numbers: Sequence[int], random: Random) -> Plan:
+    """Draw a plan for a task: its form as the module's docstring says, workers by chance.
+
+    Args:
+        task: What is asked.
+        numbers: Who may be named.
+        random: The source of chance.
+    """
+    drawn = random.random()
+    if task.parts and drawn < 0.5:
+        subtasks = [part.subtask for part in task.parts]
+        access = [[at - 1] if at else [] for at in range(len(subtasks))]
+    elif drawn < 0.8:
+        subtasks, access = ["{query}"], [[]]
+    elif drawn < 0.9:
+        subtasks, access = ["{query}", random.choice(_CHECKS)], [[], [0]]
+    else:
+        subtasks, access = ["{query}", "{query}", random.choice(_VERDICTS)], [[], [], [0, 1]]
+    return Plan.of(subtasks, [random.choice(numbers) for _ in subtasks], access)
+
+
+def questions(
+    count: int,
+    *,
+    split: Split = Split.TRAIN,
+    wording: Wording = "trained",
+    composed: float = 0.5,
+    seed: int = 0,
+) -> list[Task]:
+    """Draw tasks of all families and chains that deciders may train on, each about as often.
+
+    Args:
+        count: How many, about: small families have fewer.
+        split: Of which split.
+        wording: In which phrasings.
+        composed: Share of composed ones.
+        seed: Chooses them.
+    """
+    families = [name for name, family in FAMILIES.items() if not family.reserved]
+    chains = [name for name, chain in CHAINS.items() if not chain.reserved]
+    found: list[Task] = []
+    for names, share in ((families, 1 - composed), (chains, composed)):
+        each = round(count * share / len(names))
+        for name in names if each else ():
+            found += draw(name, each, split=split, wording=wording, seed=seed, fewer=True)
+    Random(seed).shuffle(found)  # noqa: S311
+    return found
+
+
+def lessons(how: ColdStart, workers: int) -> Iterator[Lesson]:
+    """Give questions as a Conductor gets them, with plans as it writes them, without end."""
+    random = Random(how.seed)  # noqa: S311
+    tasks = questions(how.tasks, composed=how.composed, seed=how.seed)
+    while True:
+        task = random.choice(tasks)
+        numbers = offered(random, workers, how.fewest)
+        plan = random_plan(task, numbers, random)
+        yield brief_messages(task.question, numbers), plan_text(plan)
+
+
+def train(
+    target: Path,
+    workers: int,
+    how: ColdStart = ColdStart(),
+    recipe: SFTRecipe = SFTRecipe(rank=8, threads=2),
+    *,
+    model: str = MODEL,
+    progress: Any = lambda line: None,
+) -> list[float]:
+    """Train the adapter; see :func:`training.sft.adapt`.
+
+    Args:
+        target: Its folder.
+        workers: How many the roster has.
+        how: What is learned.
+        recipe: How the adapter is trained.
+        model: A packaged model or a folder.
+        progress: Gets a line now and then.
+
+    Returns:
+        The loss of each update, in nats.
+    """
+    stream = lessons(how, workers)
+    about = {"cold_start": {"workers": workers, **asdict(how)}}
+
+    def batch(update: int) -> list[Lesson]:
+        return [next(stream) for _ in range(how.batch)]
+
+    return adapt(model, batch, how.updates, target, recipe, about=about, progress=progress)
+
+
+# --- what it writes -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What a Conductor wrote for one task."""
+
+    task: Task
+    numbers: tuple[int, ...]
+    text: str
+    plan: Plan | None
+    """None if it is no valid plan of who is offered."""
+
+
+async def write(
+    conductor: LocalWorker,
+    tasks: Sequence[Task],
+    workers: int,
+    *,
+    temperature: float = 1.0,
+    most_tokens: int = 128,
+    seed: int = 0,
+) -> list[Written]:
+    """Let a Conductor write a plan for each task, freely, of random pools.
+
+    Args:
+        conductor: The model with its adapter.
+        tasks: The questions.
+        workers: How many the roster has.
+        temperature: Of its choices.
+        most_tokens: Longest completion.
+        seed: Draws the pools, and the choices.
+    """
+    random = Random(seed)  # noqa: S311
+    numbers = [offered(random, workers) for _ in tasks]
+    texts = [""] * len(tasks)
+
+    async def one(at: int) -> None:
+        sampling = Sampling(temperature, max_tokens=most_tokens, seed=seed * 1_000_003 + at)
+        asked = brief_messages(tasks[at].question, numbers[at])
+        texts[at] = (await conductor.complete(Call(asked, sampling))).text
+
+    async with anyio.create_task_group() as group:
+        for at in range(len(tasks)):
+            group.start_soon(one, at)
+    return [
+        Written(task, there, text, _plan(text, there, workers))
+        for task, there, text in zip(tasks, numbers, texts, strict=True)
+    ]
+
+
+def _plan(text: str, numbers: Sequence[int], workers: int) -> Plan | None:
+    names = [f"worker-{at}" if at in numbers else "" for at in range(workers)]
+    try:
+        return parse(text, workers=names)
+    except PlanError:
+        return None
+
+
+def told(written: Sequence[Written]) -> dict[str, Any]:
+    """Summarise: how many are valid (Wilson interval, 95 %), of which lengths, who is named."""
+    valid = [each for each in written if each.plan is not None]
+    interval = wilson(len(valid) / len(written), len(written))
+    steps = Counter(len(each.plan or ()) for each in valid)
+    named = Counter(step.worker for each in valid for step in each.plan or ())
+    parts = [each for each in valid if each.task.parts and len(each.plan or ()) > 1]
+    apart = [each for each in parts if each.plan and "{query}" not in each.plan.subtasks]
+    exact = [each for each in apart if _digits(each) == _digits_asked(each)]
+    return {
+        "n": len(written),
+        "valid": len(valid) / len(written),
+        "interval": [interval.low, interval.high],
+        "steps": dict(sorted(steps.items())),
+        "workers": {str(name): count for name, count in sorted(named.items(), key=str)},
+        "taken_apart": len(apart),
+        "numbers_copied": len(exact),
+    }
+
+
+def _digits(each: Written) -> Mapping[str, int]:
+    subtasks = " ".join(each.plan.subtasks) if each.plan else ""
+    return Counter(_numbers(subtasks))
+
+
+def _digits_asked(each: Written) -> Mapping[str, int]:
+    return Counter(_numbers(each.task.question))
+
+
+def _numbers(text: str) -> list[str]:
+    return "".join(c if c.isdigit() else " " for c in text).split()
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run from the command line; see the module's docstring."""
+    parser = argparse.ArgumentParser(prog="python -m training.cold_start")
+    parser.add_argument("folder", type=Path, help="where the adapter goes")
+    parser.add_argument("--workers", type=int, default=6, help="how many the roster has")
+    parser.add_argument("--updates", type=int, default=ColdStart().updates)
+    parser.add_argument("--model", default=MODEL)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--tasks", type=int, default=96, help="to measure with, of each wording")
+    chosen = parser.parse_args(arguments)
+    how = ColdStart(updates=chosen.updates, seed=chosen.seed)
+    train(
+        chosen.folder,
+        chosen.workers,
+        how,
+        SFTRecipe(rank=8, seed=chosen.seed, threads=2),
+        model=chosen.model,
+        progress=lambda line: print(line, flush=True),  # noqa: T201
+    )
+    conductor = LocalWorker("conductor", LocalModel(chosen.model), adapter=chosen.folder)
+    wordings: tuple[Wording, ...] = ("trained", "held-out")
+    for wording in wordings:
+        tasks = questions(chosen.tasks, split=Split.VALIDATION, wording=wording, seed=chosen.seed)
+        written = anyio.run(write, conductor, tasks, chosen.workers)
+        print(wording, json.dumps(told(written)))  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()

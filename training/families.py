@@ -12,7 +12,7 @@ trains on few tokens a second and a test set must not repeat what was trained on
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from random import Random
 
 from .graders import Exact, Grader, Mention, Number, Sentence, Series
@@ -56,22 +56,26 @@ class Family:
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """Two families in sequence: what the first gives, the second needs.
+    """Families in sequence: each part needs what the one before gives.
 
-    ``{x}`` in the second part's phrasing is the first part's answer; its workers find it in the
-    reply that they read, so the phrasing speaks of it in words.
+    A later part's workers find that in the reply that they read, so what they are asked speaks of
+    it in words and never says it.
     """
 
     name: str
-    draw: Callable[[Random], tuple[Item, Item]]
-    """Both items; the second one's grader is the chain's."""
+    draw: Callable[[Random], tuple[Item, ...]]
+    """An item of each part, with the key that it has in its family; the last one's grader is the
+    chain's. Together their fields fill the blanks of every phrasing and ask."""
     phrasings: tuple[str, ...]
     held_out: tuple[str, ...]
-    parts: tuple[str, str]
-    """Families of the parts."""
-    asks: tuple[tuple[str, ...], tuple[str, ...]] = field(default=((), ()))
-    """How a plan may word the first part, and the second."""
+    parts: tuple[str, ...]
+    """Families of the parts, 2 or more."""
+    asks: tuple[tuple[str, ...], ...]
+    """Of each part: how a plan may word it."""
+    sealed: tuple[str, ...] = ()
+    """As a family's."""
     reserved: bool = False
+    """Whether deciders never train on it."""
 
 
 # --- numbers --------------------------------------------------------------------------------------
@@ -603,38 +607,65 @@ FAMILIES: Mapping[str, Family] = {
 # --- chains ---------------------------------------------------------------------------------------
 
 
-def _largest_then_addition(random: Random) -> tuple[Item, Item]:
+def _plus(number: str, other: int, name: str = "b") -> Item:
+    """Add another number to one that was found before."""
+    low, high = sorted((int(number), other))
+    total = str(low + high)
+    return Item(f"{low} {high}", {name: str(other)}, total, Number(total))
+
+
+def _backward(number: str) -> Item:
+    back = number[::-1]
+    return Item(number, {}, " ".join(back), Series(tuple(back)))
+
+
+def _largest_then_addition(random: Random) -> tuple[Item, ...]:
     first = _largest(random)
-    b = random.randint(10, 99)
-    total = str(int(first.answer) + b)
-    fields = {"x": first.answer, "b": str(b)}
-    return first, Item(f"{first.key} + {b}", fields, total, Number(total))
+    return first, _plus(first.answer, random.randint(10, 99))
 
 
-def _addition_then_ordering(random: Random) -> tuple[Item, Item]:
+def _addition_then_ordering(random: Random) -> tuple[Item, ...]:
     first = _addition(random, most=49)
     total = int(first.answer)
     others = random.sample([number for number in range(1, 100) if number != total], 2)
     ordered = [str(number) for number in sorted([total, *others])]
-    fields = {"x": first.answer, "list": ", ".join(map(str, others))}
-    key = f"{first.key} " + " ".join(map(str, sorted(others)))
-    return first, Item(key, fields, " ".join(ordered), Series(tuple(ordered)))
+    answer = " ".join(ordered)
+    given = {"list": ", ".join(map(str, others))}
+    return first, Item(answer, given, answer, Series(tuple(ordered)))
 
 
-def _addition_then_mirror(random: Random) -> tuple[Item, Item]:
-    first = _addition(random)
-    back = first.answer[::-1]
-    fields = {"x": first.answer}
-    return first, Item(first.key, fields, " ".join(back), Series(tuple(back)))
+def _then_mirror(draw: Callable[[Random], tuple[Item, ...]]) -> Callable[[Random], tuple[Item, ...]]:
+    """Write the number found last backward, where that makes a difference."""
+
+    def longer(random: Random) -> tuple[Item, ...]:
+        while True:
+            items = draw(random)
+            found = items[-1].answer
+            if found != found[::-1]:
+                return *items, _backward(found)
+
+    return longer
 
 
-def _relations_then_sentence(random: Random) -> tuple[Item, Item]:
+def _addition_then_addition(random: Random) -> tuple[Item, ...]:
+    first = _addition(random, most=49)
+    return first, _plus(first.answer, random.randint(10, 99), "c")
+
+
+def _tally_then_addition(random: Random) -> tuple[Item, ...]:
+    while True:
+        first = _tally(random)
+        if first.answer.isdigit() and len(first.answer) == 2:
+            return first, _plus(first.answer, random.randint(10, 99))
+
+
+def _relations_then_sentence(random: Random) -> tuple[Item, ...]:
     first = _relations(random)
     word = random.choice(_NOUNS)
     others = first.grader.wrong if isinstance(first.grader, Mention) else ()
     shown = f"{first.answer} saw a {word} on the way home today."
     grader = Sentence((first.answer, word), wrong=others)
-    return first, Item(f"{first.key} {word}", {"x": first.answer, "word": word}, shown, grader)
+    return first, Item(" ".join(sorted((first.answer, word))), {"word": word}, shown, grader)
 
 
 VERDICTS = (
@@ -642,6 +673,26 @@ VERDICTS = (
     "Which answer do most replies give?",
 )
 """How a plan asks its last step to count votes."""
+
+_FIND_LARGEST = (
+    "Which number is the largest: {list}?",
+    "Find the maximum of {list}.",
+    "What is the biggest of the numbers {list}?",
+    "Name the largest of the numbers {list}.",
+)
+_ADD = ("What is {a} + {b}?", "Add {a} and {b}.", "How much is {a} plus {b}?", "{a} + {b} =")
+_ADD_TO_IT = (
+    "Add {b} to that number.",
+    "How much is that number plus {b}?",
+    "What is that number + {b}?",
+    "Work out the sum of that number and {b}.",
+)
+_TURN_IT_ROUND = (
+    "Write the digits of that number backward.",
+    "Reverse the digits of that number.",
+    "Read that number from right to left.",
+    "Write that number in reverse.",
+)
 
 CHAINS: Mapping[str, Chain] = {
     chain.name: chain
@@ -652,12 +703,21 @@ CHAINS: Mapping[str, Chain] = {
             (
                 "Add {b} to the largest of these numbers: {list}",
                 "What do you get if you add {b} to the maximum of {list}?",
+                "Of the numbers {list}, find the largest and add {b} to it.",
+                "How much is {b} plus the biggest of {list}?",
+                "Find the maximum of {list}, then work out the sum of it and {b}.",
+                "Which of {list} is the largest, and how much is that plus {b}?",
             ),
-            ("Take the biggest of {list} and add {b} to it.",),
-            ("largest", "addition"),
             (
-                ("Which number is the largest: {list}?", "Find the maximum of {list}."),
-                ("Add {b} to that number.", "How much is that number plus {b}?"),
+                "Take the biggest of {list} and add {b} to it.",
+                "{list}: what do the greatest of these and {b} make together?",
+                "Pick the highest of {list} and tell me what it is with {b} added.",
+            ),
+            ("largest", "addition"),
+            (_FIND_LARGEST, _ADD_TO_IT),
+            sealed=(
+                "Increase the top number among {list} by {b}.",
+                "Given {list}, what is the total of the greatest one and {b}?",
             ),
         ),
         Chain(
@@ -666,26 +726,112 @@ CHAINS: Mapping[str, Chain] = {
             (
                 "Sort the sum of {a} and {b} together with {list}.",
                 "Put {a} + {b} and the numbers {list} in ascending order.",
+                "Add {a} and {b}, then sort the result and {list}.",
+                "What is the order from small to large of {list} and the sum of {a} and {b}?",
+                "Work out {a} plus {b} and arrange it with {list}, the smallest first.",
+                "Order the numbers {list} and {a} + {b} from small to large.",
             ),
-            ("Order these from small to large: {list}, and the total of {a} and {b}.",),
+            (
+                "Order these from small to large: {list}, and the total of {a} and {b}.",
+                "List from lowest to highest what {a} and {b} make together, and {list}.",
+                "How do {list} and {a} plus {b} stand in increasing order?",
+            ),
             ("addition", "ordering"),
             (
-                ("What is {a} + {b}?", "Add {a} and {b}."),
-                ("Sort that number and {list}.", "Put that number and {list} in ascending order."),
+                _ADD,
+                (
+                    "Sort that number and {list}.",
+                    "Put that number and {list} in ascending order.",
+                    "Order that number and {list} from small to large.",
+                    "Arrange that number and {list} with the smallest first.",
+                ),
+            ),
+            sealed=(
+                "Total {a} and {b}; rank the outcome among {list}, lowest first.",
+                "Rearrange {list} and whatever {a} and {b} come to, from smallest to largest.",
             ),
         ),
         Chain(
             "addition-mirror",
-            _addition_then_mirror,
+            _then_mirror(lambda random: (_addition(random),)),
             (
                 "Write the digits of {a} + {b} backward.",
                 "Add {a} and {b}, then reverse the digits of the sum.",
+                "How much is {a} plus {b}? Write the digits of the result in reverse.",
+                "Reverse the digits of the sum of {a} and {b}.",
+                "Work out {a} + {b} and read it from the last digit to the first.",
+                "What do you get if you add {a} to {b} and write the result backward?",
             ),
-            ("What is the sum of {a} and {b}, read from right to left?",),
-            ("addition", "mirror"),
             (
-                ("What is {a} + {b}?", "Add {a} and {b}."),
-                ("Write the digits of that number backward.", "Reverse the digits of that number."),
+                "What is the sum of {a} and {b}, read from right to left?",
+                "Compute {a} + {b}; give the digits of that in reverse order.",
+                "Turn round the digits of what {a} and {b} make together.",
+            ),
+            ("addition", "mirror"),
+            (_ADD, _TURN_IT_ROUND),
+            sealed=(
+                "Flip the digits of the total of {a} and {b}.",
+                "{a} and {b} added up give a number; spell it back to front, digit by digit.",
+            ),
+        ),
+        Chain(
+            "largest-mirror",
+            _then_mirror(lambda random: (_largest(random),)),
+            (
+                "Write the digits of the largest of these numbers backward: {list}",
+                "Find the maximum of {list}, then reverse its digits.",
+                "Which of {list} is the largest? Write it in reverse.",
+                "Reverse the digits of the biggest of {list}.",
+                "Of the numbers {list}, read the largest from right to left.",
+                "What do you get if you write the maximum of {list} backward?",
+            ),
+            (
+                "Pick the greatest number from {list} and turn its digits round.",
+                "{list}: what are the digits of the highest of these in reverse order?",
+                "Take the biggest of {list}, and read it from the last digit to the first.",
+            ),
+            ("largest", "mirror"),
+            (_FIND_LARGEST, _TURN_IT_ROUND),
+            sealed=(
+                "Flip the digits of the top number among {list}.",
+                "Given {list}, spell the greatest one back to front, digit by digit.",
+            ),
+        ),
+        Chain(
+            "tally-addition",
+            _tally_then_addition,
+            (
+                "Three answers: {one}; {two}; {three}. Add {b} to the one given most often.",
+                "Ann: {one}. Bob: {two}. Cara: {three}. What is the answer that most give, "
+                "plus {b}?",
+                "Add {b} to the most frequent of the answers {one}, {two} and {three}.",
+                "Which of the answers {one}, {two} and {three} do most give, and how much is that "
+                "plus {b}?",
+                "Find the answer that is given most often: {one}; {two}; {three}. Then add {b} to "
+                "it.",
+                "How much is {b} plus what most of them answer? Ann: {one}. Bob: {two}. "
+                "Cara: {three}.",
+            ),
+            (
+                "They say: {one}; {two}; {three}. Take what the majority says and add {b}.",
+                "What do {b} and the answer that occurs most often among {one}; {two}; {three} "
+                "make together?",
+                "Pick the most common of {one}; {two}; {three}, and tell me what it is with {b} "
+                "added.",
+            ),
+            ("tally", "addition"),
+            (
+                (
+                    "Three answers: {one}; {two}; {three}. Which one is given most often?",
+                    "Which answer do most give? Ann: {one}. Bob: {two}. Cara: {three}.",
+                    "Of the answers {one}, {two} and {three}, name the most frequent.",
+                    "Which one is given most often: {one}; {two}; {three}?",
+                ),
+                _ADD_TO_IT,
+            ),
+            sealed=(
+                "Votes came in for {one}, {two} and {three}. Increase the winner by {b}.",
+                "Out of {one}; {two}; {three}, what was said by most? Give its total with {b}.",
             ),
         ),
         Chain(
@@ -694,16 +840,89 @@ CHAINS: Mapping[str, Chain] = {
             (
                 "{one}. {two}. Write a sentence about the {wanted} one and a {word}.",
                 "If {one} and {two}, use the {wanted} name and the word {word} in a sentence.",
+                "{one} and {two}. Tell me something about whoever is {wanted} and a {word}.",
+                "Who is {wanted} if {one} and {two}? Make up a short story about that one and a "
+                "{word}.",
+                "Make up a sentence with the word {word} and the {wanted} one's name: {one}; "
+                "{two}.",
+                "Write about a {word} and the {wanted} person. {one}. {two}.",
             ),
-            ("{one}, and {two}. Say something about a {word} and whoever is {wanted}.",),
+            (
+                "{one}, and {two}. Say something about a {word} and whoever is {wanted}.",
+                "Given that {one} and {two}, write one sentence in which the {wanted} one and "
+                "{word} occur.",
+                "Say something with {word} in it about the {wanted} one: {one}, and {two}.",
+            ),
             ("relations", "sentences"),
             (
-                ("{one}. {two}. Who is {wanted}?", "If {one} and {two}, who is {wanted}?"),
+                (
+                    "{one}. {two}. Who is {wanted}?",
+                    "If {one} and {two}, who is {wanted}?",
+                    "{one} and {two}. Who is the {wanted}?",
+                    "Name the {wanted} one: {one}; {two}.",
+                ),
                 (
                     "Write a sentence about that person and a {word}.",
                     "Use that name and the word {word} in a sentence.",
+                    "Make up a short story about that person and a {word}.",
+                    "Tell me something about that person and a {word}.",
                 ),
             ),
+            sealed=(
+                "Knowing that {one} and that {two}, compose a sentence on the {wanted} person and "
+                "a {word}.",
+                "{one}. Also, {two}. I would like to read about the {wanted} one and a {word}.",
+            ),
+            reserved=True,
+        ),
+        Chain(
+            "addition-addition",
+            _addition_then_addition,
+            (
+                "What is {a} + {b} + {c}?",
+                "Add {a}, {b} and {c}.",
+                "Work out the sum of {a}, {b} and {c}.",
+                "How much is {a} plus {b} plus {c}?",
+                "Add {a} and {b}, then add {c} to the result.",
+                "{a} + {b} + {c} =",
+            ),
+            (
+                "What do {a}, {b} and {c} make together?",
+                "Compute {a} + {b}, and then that plus {c}.",
+                "If you add {c} to the sum of {a} and {b}, what do you get?",
+            ),
+            ("addition", "addition"),
+            (_ADD, tuple(ask.replace("{b}", "{c}") for ask in _ADD_TO_IT)),
+            sealed=(
+                "Please total {a}, {b} and {c}.",
+                "{a}, {b} and {c} added up give what?",
+            ),
+            reserved=True,
+        ),
+        Chain(
+            "largest-addition-mirror",
+            _then_mirror(_largest_then_addition),
+            (
+                "Add {b} to the largest of {list}, then write the digits of the sum backward.",
+                "Find the maximum of {list}, add {b} to it and reverse the digits of the result.",
+                "What is the biggest of {list} plus {b}, read from right to left?",
+                "Reverse the digits of the sum of {b} and the largest of {list}.",
+                "Of the numbers {list}, take the largest; add {b}; write the result backward.",
+                "How much is {b} plus the maximum of {list}? Write the digits in reverse.",
+            ),
+            (
+                "Pick the greatest number from {list}, add {b} to it and turn the digits round.",
+                "{list}: what do the highest of these and {b} make, in reverse order of digits?",
+                "Take the biggest of {list} with {b} added, and read it from the last digit to "
+                "the first.",
+            ),
+            ("largest", "addition", "mirror"),
+            (_FIND_LARGEST, _ADD_TO_IT, _TURN_IT_ROUND),
+            sealed=(
+                "Increase the top number among {list} by {b} and flip the digits of the outcome.",
+                "Given {list}, total the greatest one and {b}; spell that back to front.",
+            ),
+            reserved=True,
         ),
     )
 }

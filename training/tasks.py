@@ -223,16 +223,16 @@ def _ask(family: Family, wording: Wording, random: Random) -> Task:
         phrasing.format(**item.fields),
         item.grader,
         answer=item.answer,
-        split=split_of(family.dealt_as or family.name, item.key, shares=family.shares),
+        split=_item_split(family, item),
         held_out_wording=held_out,
         reserved=family.reserved,
     )
 
 
 def _ask_chain(chain: Chain, wording: Wording, random: Random) -> Task:
-    items = chain.draw(random)
+    items, split = _chain_items(chain, random)
     phrasing, held_out = _phrasing(chain, wording, random)
-    fields = {**items[0].fields, **items[1].fields}
+    fields = {name: text for item in items for name, text in item.fields.items()}
     parts = tuple(
         Part(family, random.choice(asks).format(**fields), item.answer)
         for family, asks, item in zip(chain.parts, chain.asks, items, strict=True)
@@ -240,30 +240,37 @@ def _ask_chain(chain: Chain, wording: Wording, random: Random) -> Task:
     return task(
         chain.name,
         phrasing.format(**fields),
-        items[1].grader,
-        answer=items[1].answer,
-        split=_chain_split(chain, items),
+        items[-1].grader,
+        answer=items[-1].answer,
+        split=split,
         held_out_wording=held_out,
         reserved=chain.reserved,
         parts=parts,
     )
 
 
-def _chain_split(chain: Chain, items: tuple[Item, Item]) -> Split:
-    """The first part's split, so that no part of a test chain was trained on by itself."""
-    family = FAMILIES[chain.parts[0]]
-    return split_of(family.dealt_as or family.name, items[0].key)
+def _chain_items(chain: Chain, random: Random) -> tuple[tuple[Item, ...], Split]:
+    """Draw until all parts are of one split: no part of a test chain is trained on by itself."""
+    while True:
+        items = chain.draw(random)
+        of_parts = zip(chain.parts, items, strict=True)
+        splits = {_item_split(FAMILIES[name], item) for name, item in of_parts}
+        if len(splits) == 1:
+            return items, splits.pop()
+
+
+def _item_split(family: Family, item: Item) -> Split:
+    return split_of(family.dealt_as or family.name, item.key, shares=family.shares)
 
 
 def _phrasing(source: Family | Chain, wording: Wording, random: Random) -> tuple[str, bool]:
-    sealed = source.sealed if isinstance(source, Family) else ()
-    if wording == "sealed" and not sealed:
+    if wording == "sealed" and not source.sealed:
         raise TaskError(f"{source.name} has no sealed phrasings; ask for the held-out ones")
     chosen = {
         "trained": source.phrasings,
         "held-out": source.held_out,
         "all": (*source.phrasings, *source.held_out),
-        "sealed": sealed,
+        "sealed": source.sealed,
     }[wording]
     phrasing = random.choice(chosen)
     return phrasing, phrasing not in source.phrasings

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from grammar import PlanError
 from runtime import Message, step_messages
-from training.families import CHAINS, FAMILIES
+from training.families import CHAINS, FAMILIES, Chain
 from training.graders import Exact, Maths, Mention, Number, grade
 from training.tasks import (
     Split,
@@ -82,10 +82,68 @@ def test_families_with_the_same_items_share_their_splits() -> None:
     assert not train & {content(question) for question in some("stories", Split.TEST, most=400)}
 
 
-def test_no_part_of_a_test_chain_is_trained_on_by_itself() -> None:
-    trained = {content(question) for question in some("addition", Split.TRAIN, most=1500)}
-    for each in draw("addition-mirror", 60, split=Split.TEST, wording="all"):
-        assert content(each.parts[0].subtask) not in trained
+@pytest.mark.parametrize("name", list(CHAINS))
+def test_every_part_of_a_chain_is_of_the_chains_split(name: str) -> None:
+    """So no part of a test chain is trained on by itself, be it the first or the last."""
+    chain = CHAINS[name]
+    for split in Split:
+        for each in draw(name, 12, split=split, wording="all"):
+            for at, part in enumerate(each.parts):
+                numbers = re.findall(r"\d+", part.subtask)
+                if at:
+                    numbers.append(each.parts[at - 1].answer.replace(" ", ""))
+                if part.family in ("addition", "stories", "largest", "ordering"):
+                    key = " ".join(map(str, sorted(map(int, numbers))))
+                elif part.family == "mirror":
+                    key = numbers[-1]
+                else:
+                    continue
+                family = FAMILIES[part.family]
+                assert split_of(family.dealt_as or family.name, key) is split
+    assert len(chain.parts) == len(chain.asks) >= 2
+
+
+@pytest.mark.parametrize("name", list(CHAINS))
+def test_each_part_is_right_given_the_one_before(name: str) -> None:
+    """Worked out anew from the words of the parts."""
+    for each in draw(name, 40, wording="all"):
+        found = ""
+        for part in each.parts:
+            numbers = [int(number) for number in re.findall(r"\d+", part.subtask)]
+            if "that number" in part.subtask:
+                numbers.append(int(found))
+            match part.family:
+                case "addition" | "stories":
+                    assert int(part.answer) == sum(numbers)
+                case "largest":
+                    assert int(part.answer) == max(numbers)
+                case "ordering":
+                    assert part.answer == " ".join(map(str, sorted(numbers)))
+                case "mirror":
+                    assert part.answer.replace(" ", "") == found[::-1] != found
+                case "tally":
+                    assert numbers.count(int(part.answer)) >= 2
+                case "relations":
+                    assert part.answer in part.subtask
+                case other:
+                    assert other == "sentences"
+            found = part.answer
+        assert grade(each.grader, each.parts[0].answer, each.question) == 0.0  # one step is not all
+
+
+@pytest.mark.parametrize("chain", CHAINS.values(), ids=lambda chain: chain.name)
+def test_chains_are_asked_in_many_words(chain: Chain) -> None:
+    assert len({*chain.phrasings, *chain.held_out, *chain.sealed}) >= 11
+    assert len(set(chain.phrasings)) >= 6
+    assert len(set(chain.held_out)) >= 3
+    assert len(set(chain.sealed)) >= 2
+    assert all(len(set(asks)) >= 4 for asks in chain.asks)
+    blanks = [set(re.findall(r"{(\w+)}", words)) - {"who", "things"} for words in chain.phrasings]
+    for words in (*chain.held_out, *chain.sealed):
+        assert set(re.findall(r"{(\w+)}", words)) - {"who", "things"} == blanks[0]
+    assert all(each == blanks[0] for each in blanks)
+    sealed = draw(chain.name, 10, wording="sealed", split=Split.TEST)
+    assert {each.held_out_wording for each in sealed} == {True}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -118,10 +176,11 @@ def test_splits_have_their_shares() -> None:
 @pytest.mark.parametrize("name", list(CHAINS))
 def test_a_chain_falls_into_a_plan_of_parts_that_read_one_another(name: str) -> None:
     for each in draw(name, 20, wording="all"):
-        plan = each.plan(["a", "b"])
+        count = len(CHAINS[name].parts)
+        plan = each.plan(["worker"] * count)
 
         assert [step.subtask for step in plan] == [part.subtask for part in each.parts]
-        assert [step.access for step in plan] == [(), (0,)]
+        assert [step.access for step in plan] == [(), *((at,) for at in range(count - 1))]
         assert [part.family for part in each.parts] == list(CHAINS[name].parts)
         assert each.parts[-1].answer == each.answer
 

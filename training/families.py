@@ -108,8 +108,8 @@ def _ordering(random: Random) -> Item:
     return Item(" ".join(ordered), given, " ".join(ordered), Series(tuple(ordered)))
 
 
-def _largest(random: Random) -> Item:
-    numbers = random.sample(range(1, 100), 4)
+def _largest(random: Random, count: int = 4) -> Item:
+    numbers = random.sample(range(1, 100), count)
     largest = str(max(numbers))
     key = " ".join(map(str, sorted(numbers)))
     return Item(key, {"list": ", ".join(map(str, numbers))}, largest, Number(largest))
@@ -607,11 +607,11 @@ FAMILIES: Mapping[str, Family] = {
 # --- chains ---------------------------------------------------------------------------------------
 
 
-def _plus(number: str, other: int, name: str = "b") -> Item:
+def _plus(number: str, other: int) -> Item:
     """Add another number to one that was found before."""
     low, high = sorted((int(number), other))
     total = str(low + high)
-    return Item(f"{low} {high}", {name: str(other)}, total, Number(total))
+    return Item(f"{low} {high}", {"b": str(other)}, total, Number(total))
 
 
 def _backward(number: str) -> Item:
@@ -620,7 +620,7 @@ def _backward(number: str) -> Item:
 
 
 def _largest_then_addition(random: Random) -> tuple[Item, ...]:
-    first = _largest(random)
+    first = _largest(random, 3)  # a fourth number misleads whoever adds
     return first, _plus(first.answer, random.randint(10, 99))
 
 
@@ -634,22 +634,28 @@ def _addition_then_ordering(random: Random) -> tuple[Item, ...]:
     return first, Item(answer, given, answer, Series(tuple(ordered)))
 
 
-def _then_mirror(draw: Callable[[Random], tuple[Item, ...]]) -> Callable[[Random], tuple[Item, ...]]:
-    """Write the number found last backward, where that makes a difference."""
+def _then_mirror(
+    draw: Callable[[Random], tuple[Item, ...]],
+) -> Callable[[Random], tuple[Item, ...]]:
+    """Write the number found last backward, unless an earlier part gives the same digits."""
 
     def longer(random: Random) -> tuple[Item, ...]:
         while True:
             items = draw(random)
-            found = items[-1].answer
-            if found != found[::-1]:
-                return *items, _backward(found)
+            last = _backward(items[-1].answer)
+            if all(item.answer != last.key[::-1] for item in items):
+                return *items, last
 
     return longer
 
 
-def _addition_then_addition(random: Random) -> tuple[Item, ...]:
+def _addition_then_largest(random: Random) -> tuple[Item, ...]:
     first = _addition(random, most=49)
-    return first, _plus(first.answer, random.randint(10, 99), "c")
+    total = int(first.answer)
+    others = random.sample([number for number in range(10, 100) if number != total], 2)
+    largest = str(max(total, *others))
+    key = " ".join(map(str, sorted([total, *others])))
+    return first, Item(key, {"list": ", ".join(map(str, others))}, largest, Number(largest))
 
 
 def _tally_then_addition(random: Random) -> tuple[Item, ...]:
@@ -701,23 +707,23 @@ CHAINS: Mapping[str, Chain] = {
             "largest-addition",
             _largest_then_addition,
             (
-                "Add {b} to the largest of these numbers: {list}",
                 "What do you get if you add {b} to the maximum of {list}?",
-                "Of the numbers {list}, find the largest and add {b} to it.",
                 "How much is {b} plus the biggest of {list}?",
-                "Find the maximum of {list}, then work out the sum of it and {b}.",
-                "Which of {list} is the largest, and how much is that plus {b}?",
+                "What is {b} plus the largest of {list}?",
+                "If {b} is added to the biggest of the numbers {list}, how much is it?",
+                "Work out the sum of {b} and the maximum of {list}.",
+                "Add {b} to whichever of {list} is the largest. How much is that?",
             ),
             (
-                "Take the biggest of {list} and add {b} to it.",
-                "{list}: what do the greatest of these and {b} make together?",
-                "Pick the highest of {list} and tell me what it is with {b} added.",
+                "What do {b} and the greatest of {list} make together?",
+                "Tell me what you get when {b} is added to the highest of {list}.",
+                "Compute {b} plus the greatest number from {list}.",
             ),
             ("largest", "addition"),
             (_FIND_LARGEST, _ADD_TO_IT),
             sealed=(
-                "Increase the top number among {list} by {b}.",
-                "Given {list}, what is the total of the greatest one and {b}?",
+                "Please calculate {b} plus the top number among {list}.",
+                "With {b} added, what does the highest number of {list} become?",
             ),
         ),
         Chain(
@@ -801,23 +807,21 @@ CHAINS: Mapping[str, Chain] = {
             "tally-addition",
             _tally_then_addition,
             (
-                "Three answers: {one}; {two}; {three}. Add {b} to the one given most often.",
-                "Ann: {one}. Bob: {two}. Cara: {three}. What is the answer that most give, "
-                "plus {b}?",
                 "Add {b} to the most frequent of the answers {one}, {two} and {three}.",
-                "Which of the answers {one}, {two} and {three} do most give, and how much is that "
-                "plus {b}?",
-                "Find the answer that is given most often: {one}; {two}; {three}. Then add {b} to "
-                "it.",
                 "How much is {b} plus what most of them answer? Ann: {one}. Bob: {two}. "
                 "Cara: {three}.",
+                "What is {b} plus the answer that most give: {one}, {two} or {three}?",
+                "Work out the sum of {b} and the most frequent of {one}, {two} and {three}.",
+                "What do you get if you add {b} to the answer given most often: {one}; {two}; "
+                "{three}?",
+                "If {b} is added to the most frequent of {one}, {two} and {three}, how much is it?",
             ),
             (
-                "They say: {one}; {two}; {three}. Take what the majority says and add {b}.",
                 "What do {b} and the answer that occurs most often among {one}; {two}; {three} "
                 "make together?",
-                "Pick the most common of {one}; {two}; {three}, and tell me what it is with {b} "
-                "added.",
+                "Compute {b} plus what the majority says: {one}; {two}; {three}.",
+                "Tell me what you get when {b} is added to the most common of {one}, {two} and "
+                "{three}.",
             ),
             ("tally", "addition"),
             (
@@ -830,8 +834,8 @@ CHAINS: Mapping[str, Chain] = {
                 _ADD_TO_IT,
             ),
             sealed=(
-                "Votes came in for {one}, {two} and {three}. Increase the winner by {b}.",
-                "Out of {one}; {two}; {three}, what was said by most? Give its total with {b}.",
+                "Please calculate {b} plus the winner of the votes {one}, {two} and {three}.",
+                "With {b} added, what does the answer of most become: {one}, {two}, {three}?",
             ),
         ),
         Chain(
@@ -876,51 +880,71 @@ CHAINS: Mapping[str, Chain] = {
             reserved=True,
         ),
         Chain(
-            "addition-addition",
-            _addition_then_addition,
+            "stories-mirror",
+            _then_mirror(lambda random: (_story(random),)),
             (
-                "What is {a} + {b} + {c}?",
-                "Add {a}, {b} and {c}.",
-                "Work out the sum of {a}, {b} and {c}.",
-                "How much is {a} plus {b} plus {c}?",
-                "Add {a} and {b}, then add {c} to the result.",
-                "{a} + {b} + {c} =",
+                "{who} has {a} {things} and gets {b} more. Write the digits of the total backward.",
+                "There are {a} {things} here and {b} there. How many in all? Reverse the digits.",
+                "{who} buys {a} {things} and then {b} more. Read their number from right to left.",
+                "How many {things} has {who}, who had {a} and got {b}? Write that in reverse.",
+                "Write in reverse how many {things} there are: {a} here and {b} there.",
+                "If {who} has {a} {things} and buys {b} more, what are the digits of the total "
+                "backward?",
             ),
             (
-                "What do {a}, {b} and {c} make together?",
-                "Compute {a} + {b}, and then that plus {c}.",
-                "If you add {c} to the sum of {a} and {b}, what do you get?",
+                "{who} picks {a} {things}, then another {b}. Turn round the digits of the total.",
+                "In one box are {a} {things}, in the other {b}. Count them, and give the digits in "
+                "reverse order.",
+                "Read from the last digit to the first how many {things} {who} has: {a} and {b}.",
             ),
-            ("addition", "addition"),
-            (_ADD, tuple(ask.replace("{b}", "{c}") for ask in _ADD_TO_IT)),
+            ("stories", "mirror"),
+            (
+                (
+                    "{who} has {a} {things} and gets {b} more. How many are that?",
+                    "There are {a} {things} here and {b} there. How many in all?",
+                    "{who} buys {a} {things} and then {b} more. How many {things} has {who} now?",
+                    "What is {a} + {b}?",
+                ),
+                _TURN_IT_ROUND,
+            ),
             sealed=(
-                "Please total {a}, {b} and {c}.",
-                "{a}, {b} and {c} added up give what?",
+                "{who} owns {a} {things} and finds {b}: flip the digits of what that comes to.",
+                "Spell back to front, digit by digit, the total of {a} {things} and {b} {things}.",
             ),
             reserved=True,
         ),
         Chain(
-            "largest-addition-mirror",
-            _then_mirror(_largest_then_addition),
+            "addition-largest-mirror",
+            _then_mirror(_addition_then_largest),
             (
-                "Add {b} to the largest of {list}, then write the digits of the sum backward.",
-                "Find the maximum of {list}, add {b} to it and reverse the digits of the result.",
-                "What is the biggest of {list} plus {b}, read from right to left?",
-                "Reverse the digits of the sum of {b} and the largest of {list}.",
-                "Of the numbers {list}, take the largest; add {b}; write the result backward.",
-                "How much is {b} plus the maximum of {list}? Write the digits in reverse.",
+                "Write the largest of {a} + {b}, {list} backward.",
+                "Add {a} and {b}; write the maximum of that and {list} in reverse.",
+                "Which is the largest, {a} plus {b} or one of {list}? Reverse its digits.",
+                "Reverse the digits of the biggest of {list} and the sum of {a} and {b}.",
+                "Work out {a} + {b}, and read the largest of it and {list} from right to left.",
+                "What do you get if you write the maximum of {a} + {b} and {list} backward?",
             ),
             (
-                "Pick the greatest number from {list}, add {b} to it and turn the digits round.",
-                "{list}: what do the highest of these and {b} make, in reverse order of digits?",
-                "Take the biggest of {list} with {b} added, and read it from the last digit to "
-                "the first.",
+                "Turn round the digits of the greatest of {a} + {b}, {list}.",
+                "What is the highest of {list} and the total of {a} and {b}, in reverse order of "
+                "digits?",
+                "Compute {a} + {b}; give the digits of the greatest of that and {list} from the "
+                "last to the first.",
             ),
-            ("largest", "addition", "mirror"),
-            (_FIND_LARGEST, _ADD_TO_IT, _TURN_IT_ROUND),
+            ("addition", "largest", "mirror"),
+            (
+                _ADD,
+                (
+                    "Which number is the largest: that number, {list}?",
+                    "Find the maximum of that number and {list}.",
+                    "What is the biggest of that number and {list}?",
+                    "Name the largest of that number and {list}.",
+                ),
+                _TURN_IT_ROUND,
+            ),
             sealed=(
-                "Increase the top number among {list} by {b} and flip the digits of the outcome.",
-                "Given {list}, total the greatest one and {b}; spell that back to front.",
+                "Flip the digits of the top number among {list} and the total of {a} and {b}.",
+                "Given {list} and what {a} and {b} come to, spell the greatest back to front.",
             ),
             reserved=True,
         ),

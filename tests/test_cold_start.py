@@ -100,7 +100,7 @@ def test_questions_are_of_the_split_and_of_no_reserved_family() -> None:
     reserved = {name for name, each in (*FAMILIES.items(), *CHAINS.items()) if each.reserved}
     assert not {task.family for task in tasks} & reserved
     assert 0.2 < sum(bool(task.parts) for task in tasks) / len(tasks) < 0.4
-    assert tasks == questions(200, composed=0.25, **which)
+    assert tasks == questions(200, **which)
 
 
 def test_lessons_are_the_serving_prompt_and_repeat_with_the_seed() -> None:

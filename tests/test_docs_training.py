@@ -1,0 +1,64 @@
+"""docs/training.md is true: its prompt, plan, pool file and command are the real ones."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from conductor import Pool
+from conductor.config import ORCHESTRA
+from conductor.prompt import brief_messages, plan_text
+from grammar import parse
+from training.cold_start import main
+
+PAGE = (Path(__file__).parents[1] / "docs" / "training.md").read_text(encoding="utf-8")
+
+
+def block(language: str) -> str:
+    (found,) = re.findall(rf"^```{language}\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+    return str(found)
+
+
+def test_the_prompt_is_the_one_that_is_shown() -> None:
+    query = "Add 62 and 87, then reverse the digits of the sum."
+    system, user = brief_messages(query, [0, 2, 5])
+
+    shown = f"system: {system.content}\nuser:   " + user.content.replace("\n", "\n        ") + "\n"
+
+    assert block("text") == shown
+
+
+def test_the_plan_is_written_as_a_conductor_writes_it() -> None:
+    assert plan_text(parse(block("plan"))) == block("plan")
+
+
+def test_the_pool_file_serves_it_beside_the_orchestra(tmp_path: Path) -> None:
+    file = tmp_path / "trained.toml"
+    file.write_text(ORCHESTRA.read_text(encoding="utf-8") + "\n" + block("toml"), encoding="utf-8")
+
+    pool = Pool.load(file)
+
+    assert pool.planner.name == "conductor"
+    assert pool.planning.roster == Pool.load(ORCHESTRA).names
+    assert not pool.planning.constrained
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+def test_the_command_trains_and_measures(
+    tiny_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    python, flag, module, *arguments = shlex.split(block("sh"))
+    assert (python, flag, module) == ("python", "-m", "training.cold_start")
+
+    main([*arguments, "--updates", "2", "--tasks", "8", "--model", str(tiny_folder)])
+
+    assert (tmp_path / "runs" / "cold-start" / "adapter_model.safetensors").is_file()
+    printed = capsys.readouterr().out
+    assert printed.count('"valid"') == 2

@@ -5,8 +5,9 @@
 Carries the known plan of each validation task out, every part done by the player that was trained
 on its family (the others by the untouched one), and prints a row of a Markdown table a chain: the
 share that is right with Wilson's 95 % interval, and of each part how often it is right where those
-before it are. `--singles N` asks each player N of the questions alone as well; `--asks N` prints each part's
-share by the words it was asked in. Run it as a process of low priority: it takes minutes.
+before it are. `--singles N` asks each player N of the questions alone as well; `--asks N` prints
+each part's share by the words it was asked in, and N wrong ones.
+Run it as a process of low priority: it takes minutes.
 """
 # ruff: noqa: T201
 

@@ -183,6 +183,7 @@ class Planner:
             lost=tuple(lost),
             dollars=answered.dollars,
             reused=answered.reused,
+            numbers=self._names(session) if settings.roster else (),
         )
 
     def _give_up(

@@ -79,11 +79,11 @@ def step_messages(
         KeyError: If the completion of a granted step is missing: the step is not ready.
     """
     step = plan.steps[index]
-    subtask = step.subtask.replace(QUERY, query)
+    subtask = _put_in(step.subtask, query)
     blocks: list[tuple[str, str, str]] = []
     for earlier in step.access:
         blocks += _tool_blocks(earlier, turns.get(earlier, ()))
-        about = f" to: {quote(plan.steps[earlier].subtask.replace(QUERY, query))}"
+        about = f" to: {quote(_put_in(plan.steps[earlier].subtask, query))}"
         blocks.append((f"reply {earlier}", about, texts[earlier]))
     if previous is not None and len(step.access) == index:
         blocks.insert(0, ("previous answer", "", previous))
@@ -101,6 +101,11 @@ def step_messages(
     else:
         parts += [f"Task: {query}", part]
     return _PREAMBLE, Message("user", "\n\n".join(parts))
+
+
+def _put_in(subtask: str, query: str) -> str:
+    """A subtask with the query in its place. One that is the query itself has no marks of ours."""
+    return subtask if subtask == query else subtask.replace(QUERY, query)
 
 
 def turn_messages(role: Role, query: str, episode: Episode) -> tuple[Message, ...]:

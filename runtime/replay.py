@@ -221,7 +221,7 @@ class _Replay:
             turns = episode(run.rounds[:number])
             if turns.turns and not turns.accepted:
                 raise ReplayError(f"{where}kept: no verifier accepted the answer")
-            if recorded.planning and self._read(recorded.planning[-1].text, number) is not None:
+            if recorded.planning and self._read(recorded.planning[-1], number) is not None:
                 raise ReplayError(f"{where}kept: the Conductor wrote another plan")
             return None
         self._check_undecided(where, recorded)
@@ -235,7 +235,7 @@ class _Replay:
             case PlanSource.CONDUCTOR:
                 if not recorded.planning:
                     raise ReplayError(f"{where}: nothing was written that it could be read from")
-                again = self._read(recorded.planning[-1].text, number, plan)
+                again = self._read(recorded.planning[-1], number, plan)
             case PlanSource.PICK:
                 again = single(str(plan.final.worker), self._run.query)
             case PlanSource.ROUTER:
@@ -248,24 +248,25 @@ class _Replay:
             raise ReplayError(f"{where}: {_told(str(plan), str(again or 'no plan'))}")
         return plan
 
-    def _read(self, text: str, number: int, expected: object = None) -> object:
+    def _read(self, attempt: PlanAttempt, number: int, expected: object = None) -> object:
         """Read a completion: a plan, None (keep the answer), or what is wrong with it.
 
         The longest plan that was allowed is not in the record. It decides only whether a plan is
         too long; so if the usual limit does not lead to what is expected, another one may.
         """
-        found = _reading(text, self._run.workers, number, Limits())
+        text, names = attempt.text, attempt.numbers or self._run.workers
+        found = _reading(text, names, number, Limits())
         if expected is None or found == expected:
             return found
         for most in range(1, Limits().steps):
-            if _reading(text, self._run.workers, number, Limits(steps=most)) == expected:
+            if _reading(text, names, number, Limits(steps=most)) == expected:
                 return expected
         return found
 
     def _check_attempt(self, where: str, attempt: PlanAttempt, number: int) -> None:
         """Compare what was found wrong with a completion."""
         if attempt.failure is None and attempt.diagnostics:
-            again = self._read(attempt.text, number, attempt.diagnostics)
+            again = self._read(attempt, number, attempt.diagnostics)
             if again != attempt.diagnostics:
                 told = _told(attempt.diagnostics, again)
                 raise ReplayError(f"{where}: diagnostics: {told}")

@@ -93,6 +93,9 @@ class PlanAttempt:
     """What the completion cost; None where tokens or price are unknown."""
     reused: str = ""
     """As :attr:`StepResult.reused`."""
+    numbers: tuple[str, ...] = ()
+    """Whom each number stood for where that is a roster, see :class:`PlannerSettings`; an empty
+    name is somebody who was not there. Empty if it is the pool in its order."""
 
 
 @dataclass(frozen=True, slots=True)

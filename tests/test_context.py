@@ -335,6 +335,17 @@ def test_a_step_may_hand_the_query_on_without_repeating_it() -> None:
     assert 'to: "q"]' in user(plan, 1, "q", {0: "zero"})
 
 
+def test_a_query_about_the_mark_is_handed_on_as_it_is() -> None:
+    """A pick's subtask is the query itself, whatever that says."""
+    query = "What does {query} mean in a plan?"
+    plan = Plan.of([query, "{query}", "Judge."], ["a", "b", "c"], [[], [], "all"])
+
+    assert (Message("user", query),) == step_messages(plan, 0, query, {})
+    assert (Message("user", query),) == step_messages(plan, 1, query, {})
+    judge = user(plan, 2, query, {0: "zero", 1: "one"})
+    assert judge.count(f'to: "{query}"]') == 2
+
+
 @given(
     st.text("{}query ", max_size=20),
     st.lists(st.sampled_from(["{query}", "a", " ", "{", "}", "query"]), min_size=1, max_size=6),

@@ -121,11 +121,12 @@ def scribe(seed: int) -> FunctionWorker:
 
 def team(seed: int, health: float) -> Conductor:
     chance = dice(seed, "team")
+    roster = dice(seed, "roster").choice([(), (), ("b", "self", "a", "c"), ("b", "x", "self", "a")])
     return Conductor(
         Pool(
             [*(worker(name, seed, health) for name in NAMES[:3]), ConductorWorker("self")],
             planner=scribe(seed),
-            planning=PlannerSettings(most_steps=5),
+            planning=PlannerSettings(most_steps=5, roster=roster),
             terms=Terms(retries=1, retry_base_s=0.0, trip_after=None),
             settings=RunSettings(fallback=chance.choice([(), ("a",), ("b", "c")])),
         )
@@ -235,7 +236,7 @@ def test_a_run_that_repeats_another_in_part_replays(seed: int, at: int) -> None:
 
 def test_what_was_drawn_at_random_has_all_that_is_promised() -> None:
     """The property is about something: each kind of record does occur among such runs."""
-    runs = [team(seed, 0.7).run("Why?", rounds=3, budget=Budget(depth=2)) for seed in range(60)]
+    runs = [team(seed, 0.7).run("Why?", rounds=3, budget=Budget(depth=2)) for seed in range(90)]
     steps = [step for run in runs for one in run.rounds for step in one.steps]
 
     assert {each.state for each in runs} == {RunState.DONE, RunState.FAILED}
@@ -253,6 +254,7 @@ def test_what_was_drawn_at_random_has_all_that_is_promised() -> None:
         if one.plan
     )
     assert any(step.failure and step.failure.kind is FailureKind.EMPTY for step in steps)
+    assert any("" in attempt.numbers for run in runs for attempt in run.planning)
 
 
 async def never(messages: Sequence[Message]) -> str:

@@ -520,9 +520,10 @@ async def _tasks(base: str) -> int:
 
 async def _capacity(load: Load, pid: int, requests: int) -> float:
     """Requests that one core of the server can take in a second."""
-    width = 8
-    for batch in range(requests // width):
-        if batch == 5:  # what is made once is made
+    width, first = 8, 5
+    began, done = 0.0, 0
+    for batch in range(max(requests // width, first + 1)):
+        if batch == first:  # what is made once is made
             began, done = _cpu_s(pid), load.books.requests
         await asyncio.gather(*(load.one() for _ in range(width)))
     return (load.books.requests - done) / (_cpu_s(pid) - began)

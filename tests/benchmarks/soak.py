@@ -65,8 +65,9 @@ SLOPE_MIB = 1.0
 """Most growth of resident memory in 10 minutes after the warm-up: what is kept for ten minutes
 (replies to idempotency keys) or bounded (caches) has its size by then."""
 FDS = 2
-"""Most file descriptors more than before, 20 s after the load: connections to models are kept
-open for 15 s, all else is closed at once."""
+"""Most file descriptors more than before, when all is quiet."""
+QUIET_S = 35
+"""Until all is quiet: connections to models are kept for 15 s, and looked after every 15 s."""
 TASKS = 2
 """Most asyncio tasks more than before, 5 s after the load: the one that answers the question, and
 one that just ends."""
@@ -593,7 +594,7 @@ class Soak:
         for what, count in load.books.wrong.items():
             print(f"before the load, WRONG: {what} ({count})")
         await load.close()
-        await asyncio.sleep(20)
+        await asyncio.sleep(QUIET_S)
         idle = Sample(0, _memory_mib(pid), _fds(pid), await _tasks(self._base))
         print(f"idle: {idle.rss_mib:.1f} MiB, {idle.fds} file descriptors, {idle.tasks} tasks\n")
         print(_HEAD, flush=True)
@@ -609,10 +610,10 @@ class Soak:
         await asyncio.sleep(5)
         tasks = await _tasks(self._base)
         at_5 = _fds(pid)
-        await asyncio.sleep(15)
+        await asyncio.sleep(QUIET_S - 5)
         after = Sample(0, _memory_mib(pid), _fds(pid), tasks)
         print(f"\n5 s after: {at_5} file descriptors, {tasks} tasks")
-        print(f"20 s after: {after.rss_mib:.1f} MiB, {after.fds} file descriptors\n")
+        print(f"{QUIET_S} s after: {after.rss_mib:.1f} MiB, {after.fds} file descriptors\n")
         return self._verdict(idle, after)
 
     async def _pace(self, load: Load, rate: float) -> None:
@@ -704,7 +705,8 @@ class Soak:
                 slope <= SLOPE_MIB,
             ),
             (
-                f"file descriptors: {idle.fds} before, {after.fds} 20 s after (at most +{FDS})",
+                f"file descriptors: {idle.fds} before, {after.fds} {QUIET_S} s after "
+                f"(at most +{FDS})",
                 after.fds <= idle.fds + FDS,
             ),
             (

@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
@@ -29,10 +29,9 @@ from runtime import Call, LocalModel, LocalWorker, Sampling
 
 from .families import CHAINS, FAMILIES
 from .matrix import wilson
+from .players import MODEL
 from .sft import Lesson, SFTRecipe, adapt
 from .tasks import Split, Task, Wording, draw
-
-MODEL = "smollm2-135m-instruct"
 
 _CHECKS = (
     "Check the reply and give the final answer.",
@@ -226,7 +225,11 @@ def told(written: Sequence[Written]) -> dict[str, Any]:
     named = Counter(step.worker for each in valid for step in each.plan or ())
     parts = [each for each in valid if each.task.parts and len(each.plan or ()) > 1]
     apart = [each for each in parts if each.plan and "{query}" not in each.plan.subtasks]
-    exact = [each for each in apart if _digits(each) == _digits_asked(each)]
+    exact = [
+        each
+        for each in apart
+        if each.plan and _numbers(*each.plan.subtasks) == _numbers(each.task.question)
+    ]
     return {
         "n": len(written),
         "valid": len(valid) / len(written),
@@ -238,17 +241,9 @@ def told(written: Sequence[Written]) -> dict[str, Any]:
     }
 
 
-def _digits(each: Written) -> Mapping[str, int]:
-    subtasks = " ".join(each.plan.subtasks) if each.plan else ""
-    return Counter(_numbers(subtasks))
-
-
-def _digits_asked(each: Written) -> Mapping[str, int]:
-    return Counter(_numbers(each.task.question))
-
-
-def _numbers(text: str) -> list[str]:
-    return "".join(c if c.isdigit() else " " for c in text).split()
+def _numbers(*texts: str) -> Counter[str]:
+    """The numbers in texts, and how often each is there."""
+    return Counter("".join(c if c.isdigit() else " " for c in " ".join(texts)).split())
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

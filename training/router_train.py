@@ -15,11 +15,9 @@ from __future__ import annotations
 import json
 import shutil
 import time
-import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from difflib import get_close_matches
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -27,7 +25,7 @@ from typing import Any, Literal
 
 import anyio
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, model_validator
 
 from conductor.config import EMBEDDED_MODEL, load_pool
 from conductor.prompt import ROUTER_FRAME, ROUTER_LEAD, ROUTER_SYSTEM
@@ -37,6 +35,7 @@ from runtime import PACKAGED, CallCache, fetch
 from . import labels as on_file
 from . import router_pictures as pictures
 from .labels import Labels, LabelsError
+from .recipes import RecipeError, Table, read
 from .report import rendered
 from .router_evolve import Evolution, Kept, LabelProblem, Look, Problem, Shelf, evolve, formula
 from .router_rollouts import RunProblem
@@ -60,15 +59,7 @@ from .tasks import Split, Task
 METRICS = "metrics.jsonl"
 
 
-class RecipeError(ValueError):
-    """A recipe is wrong; the message names file and key, and what would be right."""
-
-
-class _Table(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Backbone(_Table):
+class Backbone(Table):
     """What reads the questions."""
 
     model: str = EMBEDDED_MODEL
@@ -82,7 +73,7 @@ class Backbone(_Table):
     plain: bool = False
 
 
-class Runs(_Table):
+class Runs(Table):
     """How whole runs are made, where rewards = "runs"."""
 
     pool: Path | None = None
@@ -98,7 +89,7 @@ class Runs(_Table):
     folder of the router if there is none."""
 
 
-class Recipe(_Table):
+class Recipe(Table):
     """All that decides what router comes out."""
 
     labels: tuple[Path, ...] = Field(min_length=1)
@@ -134,65 +125,8 @@ class Recipe(_Table):
 
 
 def read_recipe(path: str | Path, changes: Sequence[str] = (), **given: Any) -> Recipe:
-    """Read a recipe.
-
-    Args:
-        path: A TOML file.
-        changes: ``KEY=VALUE`` each, as ``sft.taus=[0.1]``, which win over the file; the value is
-            TOML, or else text.
-        given: Values of top-level keys, which win over both; None is not given.
-
-    Raises:
-        RecipeError: If it can't be read, or a key or value is wrong.
-    """
-    try:
-        table = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RecipeError(f"{path}: {error.strerror or error}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path}: not TOML: {error}") from error
-    for change in changes:
-        key, sign, text = change.partition("=")
-        if not sign:
-            raise RecipeError(f"--set {change}: write KEY=VALUE, as in --set es.generations=20")
-        *outer, last = key.strip().split(".")
-        at = table
-        for name in outer:
-            at = at.setdefault(name, {})
-            if not isinstance(at, dict):
-                raise RecipeError(f"--set {change}: {name} is no table")
-        at[last] = _value(text.strip())
-    table |= {name: value for name, value in given.items() if value is not None}
-    try:
-        return Recipe.model_validate(table)
-    except ValidationError as error:
-        problems = [_problem(each) for each in error.errors(include_url=False)]
-        raise RecipeError("\n".join(f"{path}: {each}" for each in problems)) from error
-
-
-def _value(text: str) -> Any:
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text
-
-
-def _problem(problem: Mapping[str, Any]) -> str:
-    where = [part for part in problem["loc"] if isinstance(part, str)]
-    key = ".".join(where)
-    match problem["type"]:
-        case "extra_forbidden":
-            of: type[BaseModel] = Recipe
-            for part in where[:-1]:
-                of = of.model_fields[part].annotation  # type: ignore[assignment]  # a table
-            known = list(of.model_fields)
-            near = get_close_matches(where[-1], known, 1)
-            told = f"did you mean {near[0]}?" if near else f"there are: {', '.join(known)}"
-            return f"unknown key {key}; {told}"
-        case "missing":
-            return f"{key} is missing"
-        case _:
-            return f"{key}: {problem['msg'][:1].lower()}{problem['msg'][1:]}"
+    """Read a recipe; arguments and errors as :func:`training.recipes.read`."""
+    return read(Recipe, path, changes, **given)
 
 
 # --- data -----------------------------------------------------------------------------------------

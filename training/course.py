@@ -1,8 +1,9 @@
 """The curriculum: which question comes when, and who is there to answer it. Deterministic.
 
-GRPO learns from groups whose rewards differ and from no others. So families of tasks whose groups
-are mixed come more often; those that always or never succeed come seldom, but never not at all,
-since that changes while the Conductor learns.
+GRPO learns from groups whose rewards differ and from no others. So families of tasks in whose groups
+some are right and some are not come more often; those that always or never succeed come seldom, but
+never not at all, since that changes while the Conductor learns. Composed tasks, which hardly ever
+succeed at first, so come later by themselves.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from .cold_start import offered
 from .families import CHAINS, FAMILIES
 from .tasks import Split, Task, draw
 
-FLOOR = 0.15
+FLOOR = 0.1
 """Weight of a family none of whose groups is mixed; of one whose groups all are, it is 1."""
 MEMORY = 0.7
 """What is kept of a family's share of mixed groups when it is seen again."""
@@ -24,7 +25,7 @@ LAG = 2
 data loader reads one batch ahead."""
 
 Mixed = Mapping[str, tuple[int, int]]
-"""By family: groups whose rewards differed in an update, and groups."""
+"""By family: groups of an update in which some were right and some were not, and groups."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +65,6 @@ class Course:
     Args:
         workers: How many the roster has.
         questions: Of an update.
-        composed: Share of composed questions.
         fewest: Fewest workers that a question offers.
         tasks: How many different tasks a family has; small ones have fewer.
         seed: Chooses them.
@@ -76,24 +76,20 @@ class Course:
         workers: int,
         *,
         questions: int,
-        composed: float = 0.5,
         fewest: int = 3,
         tasks: int = 400,
         seed: int = 0,
         history: Sequence[Mixed] = (),
     ) -> None:
         self._workers, self._questions, self._fewest = workers, questions, fewest
-        self._composed, self._seed = composed, seed
+        self._seed = seed
         self.history = list(history)
         """What became of each update so far."""
-        self._simple, self._chains = (
-            {
-                name: draw(name, tasks, split=Split.TRAIN, seed=seed, fewer=True)
-                for name, source in of.items()
-                if not source.reserved
-            }
-            for of in (FAMILIES, CHAINS)
-        )
+        self._tasks = {
+            name: draw(name, tasks, split=Split.TRAIN, seed=seed, fewer=True)
+            for name, source in {**FAMILIES, **CHAINS}.items()
+            if not source.reserved
+        }
         self._drawn: dict[int, tuple[Question, ...]] = {}
 
     def update(self, number: int) -> tuple[Question, ...]:
@@ -113,13 +109,12 @@ class Course:
 
     def _draw(self, number: int, history: Sequence[Mixed]) -> tuple[Question, ...]:
         random = Random(f"{self._seed} {number}")  # noqa: S311
+        often = weights(list(self._tasks), history)
+        chosen = random.choices(list(often), list(often.values()), k=self._questions)
         found = []
-        for group in range(self._questions):
-            of = self._chains if random.random() < self._composed else self._simple
-            often = weights(list(of), history)
-            (family,) = random.choices(list(often), list(often.values()))
+        for group, family in enumerate(chosen):
             there = offered(random, self._workers, self._fewest)
-            found.append(Question(random.choice(of[family]), there, group))
+            found.append(Question(random.choice(self._tasks[family]), there, group))
         return tuple(found)
 
     def note(self, number: int, mixed: Mixed) -> None:

@@ -79,7 +79,7 @@ class Tasks(Table):
     """What is asked, and of whom."""
 
     composed: float = Field(default=0.5, ge=0, le=1)
-    """Share of questions that take more than one player."""
+    """Share of composed questions in the cold start."""
     fewest: int = Field(default=3, ge=1)
     """Fewest workers that a question offers; more, up to all, are as likely."""
     each: int = Field(default=400, ge=1)
@@ -445,13 +445,13 @@ class _Play:
         """Begin the update's row of the metrics; tell the course what became of it."""
         size = self.recipe.grpo.group
         mixed: dict[str, tuple[int, int]] = {}
-        flat = groups = 0
+        flat = 0
         for at in range(0, len(rows), size):
-            still = group_of(rewards[at : at + size]).flat
-            groups, flat = groups + 1, flat + still
+            flat += group_of(rewards[at : at + size]).flat
             family = question[at].task.family
+            right = {(each["score"] or 0) >= 1 for each in rows[at : at + size]}
             was = mixed.get(family, (0, 0))
-            mixed[family] = (was[0] + (not still), was[1] + 1)
+            mixed[family] = (was[0] + (len(right) == 2), was[1] + 1)
         self.course.note(update, mixed)
         known = [each for each in rewards if each is not None]
         written = [each for each in rows if each["valid"] is not None]
@@ -461,7 +461,7 @@ class _Play:
             "reward": _mean(known),
             "parse": _mean([bool(each["valid"]) for each in written]),
             "correct": _mean([each["score"] >= 1 for each in rows if each["score"] is not None]),
-            "flat": flat / groups,
+            "flat": flat * size / len(rows),
             "masked": len(rewards) - len(known),
             "steps": _mean(steps),
             "tokens": _mean(tokens),
@@ -793,7 +793,6 @@ def _learn(
     course = Course(
         len(roster),
         questions=how.questions,
-        composed=recipe.tasks.composed,
         fewest=recipe.tasks.fewest,
         tasks=recipe.tasks.each,
         seed=recipe.seed,

@@ -71,17 +71,17 @@ def test_workers_and_forms_do_not_depend_on_what_is_asked() -> None:
         # Four standard deviations of a share of 1/5.
         assert all(abs(n / total - 0.2) < 4 * (0.16 / total) ** 0.5 for n in named.values())
         handed_on = sum(plan.subtasks == ("{query}",) for plan in plans)
-        assert 200 < handed_on < 900
+        assert 200 < handed_on < 950
 
 
-def test_a_composed_question_is_taken_apart_about_every_second_time() -> None:
+def test_a_composed_question_is_taken_apart_in_six_of_ten_plans() -> None:
     random = Random(1)
     parts = tuple(part.subtask for part in CHAIN.parts)
     plans = [random_plan(CHAIN, range(6), random) for _ in range(400)]
 
     apart = [plan for plan in plans if plan.subtasks == parts]
 
-    assert 160 < len(apart) < 240
+    assert 200 < len(apart) < 280
     assert {plan.steps[1].access for plan in apart} == {(0,)}
 
 

@@ -1,9 +1,9 @@
 """The curriculum: which question comes when, and who is there to answer it. Deterministic.
 
-GRPO learns from groups whose rewards differ and from no others. So families of tasks in whose groups
-some are right and some are not come more often; those that always or never succeed come seldom, but
-never not at all, since that changes while the Conductor learns. Composed tasks, which hardly ever
-succeed at first, so come later by themselves.
+GRPO learns from groups whose rewards differ and from no others. So families of tasks in whose
+groups some are right and some are not come more often; those that always or never succeed come
+seldom, but never not at all, since that changes while the Conductor learns. Composed tasks, which
+hardly ever succeed at first, so come later by themselves.
 """
 
 from __future__ import annotations
@@ -87,8 +87,9 @@ class Course:
         """What became of each update so far."""
         self._tasks = {
             name: draw(name, tasks, split=Split.TRAIN, seed=seed, fewer=True)
-            for name, source in {**FAMILIES, **CHAINS}.items()
-            if not source.reserved
+            for of in (FAMILIES, CHAINS)
+            for name in of
+            if not of[name].reserved
         }
         self._drawn: dict[int, tuple[Question, ...]] = {}
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 from .adapters import Adapters
 from .errors import ModelError
@@ -25,8 +26,53 @@ Push = Callable[["Job", int], None]
 
 _WORTH_SHARING = 16
 """Fewest tokens in common for which prompts share their keys and values."""
+_WORTH_A_PASS = 96
+"""Fewest tokens of padding that are worth a pass of their own to avoid."""
+_ROOM = 32
+"""Tokens that keys and values may grow by before they are copied."""
 _MOST_ROWS, _MOST_CELLS = 64, 4096
 """Most prompts, and tokens with padding, of a batch that is only read."""
+
+
+class _Roomy(DynamicLayer):  # type: ignore[no-untyped-call]
+    """Keys and values of a layer in buffers with room to grow.
+
+    The layer that it takes the place of copies all of them for each token.
+    """
+
+    _room: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **more: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Append keys and values, (B, H, T, D) each; gives all there are."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        length = self.get_seq_length()
+        whole = length + key_states.shape[-2]
+        room, keys, values = self._room, self.keys, self.values
+        assert keys is not None
+        assert values is not None
+        # Rows that were chosen, or a copy, are elsewhere in memory.
+        fits = room is not None and length and room[0].data_ptr() == keys.data_ptr()
+        if room is None or not fits or whole > room[0].shape[-2]:
+            shape = (*key_states.shape[:2], whole + _ROOM, key_states.shape[-1])
+            room = key_states.new_empty(shape), value_states.new_empty(shape)
+            if length:
+                room[0][:, :, :length] = keys
+                room[1][:, :, :length] = values
+            self._room = room
+        room[0][:, :, length:whole] = key_states
+        room[1][:, :, length:whole] = value_states
+        self.keys, self.values = room[0][:, :, :whole], room[1][:, :, :whole]
+        return self.keys, self.values
+
+
+def roomy_cache() -> DynamicCache:
+    """An empty cache of keys and values that grows without copying."""
+    cache = DynamicCache()
+    cache.layer_class_to_replicate = _Roomy
+    return cache
 
 
 class TransformersDecoder:
@@ -62,7 +108,7 @@ class TransformersDecoder:
         self._scaler = Scaler(self._model, folder)
         self._offsets: Offsets | None = None
         """Those of what was read last."""
-        self._kept_read: tuple[list[int], DynamicCache] = ([], DynamicCache())
+        self._kept_read: tuple[list[int], DynamicCache] = ([], roomy_cache())
         """Tokens and keys/values of what was read last: readings begin with one template."""
 
     def admit(self, job: Job) -> None:
@@ -125,28 +171,25 @@ class TransformersDecoder:
     def _resume(self, adapter: str, prompt: list[int]) -> tuple[list[int], DynamicCache]:
         """Take over what the last job has in common with this prompt, all but its last token."""
         if self._kept is None:
-            return [], DynamicCache()
+            return [], roomy_cache()
         other, tokens, cache = self._kept
         self._kept = None
         same = _shared([[*tokens, -1], prompt])
         if not same or adapter != other:
-            return [], DynamicCache()
+            return [], roomy_cache()
         if same < len(tokens):
             cache.crop(same - len(tokens))
         return prompt[:same], cache
 
     def _decode_batch(self, jobs: list[Job], push: Push) -> None:
         """Decode row by row of a batch; what all prompts begin with is read once an adapter."""
-        same = _shared([job.prompt for job in jobs])
-        cache = self._begin(jobs, same)
-        self._adapters.use([job.adapter for job in jobs])
-        ids, mask, positions = _padded([job.prompt[same:] for job in jobs], same)
+        jobs.sort(key=lambda job: len(job.prompt))
+        logits, cache, mask, positions = self._read_prompts(jobs)
         grammar = self._matcher(jobs[0].call.grammar)
         rows = [
             (job, grammar and grammar.deep_copy(), self._dice(job.call.sampling)) for job in jobs
         ]
         while True:
-            logits = self._forward(ids, cache, mask, positions)
             chosen = [
                 self._next(job, row, matcher, dice, push)
                 for row, (job, matcher, dice) in zip(logits, rows, strict=True)
@@ -162,6 +205,42 @@ class TransformersDecoder:
             ids = torch.tensor([chosen[at] for at in going]).unsqueeze(-1)
             mask = torch.cat([mask, torch.ones((len(rows), 1), dtype=torch.long)], dim=-1)
             positions = positions[:, -1:] + 1
+            logits = self._forward(ids, cache, mask, positions)
+
+    def _read_prompts(
+        self, jobs: Sequence[Job]
+    ) -> tuple[torch.Tensor, DynamicCache, torch.Tensor, torch.Tensor]:
+        """Read the prompts of jobs that are sorted by their lengths.
+
+        Those of about one length are read together, so that little is padding.
+
+        Returns:
+            Logits of each next token (B, vocabulary), keys and values, the attention mask (B, T),
+            and the position of each last token (B, 1).
+        """
+        same = _shared([job.prompt for job in jobs])
+        begun = self._begin(jobs, same)
+        width = len(jobs[-1].prompt)
+        logits: list[torch.Tensor] = []
+        masks: list[torch.Tensor] = []
+        last: list[torch.Tensor] = []
+        caches: list[DynamicCache] = []
+        for rows in _alike([len(job.prompt) - same for job in jobs]):
+            pack = [jobs[row] for row in rows]
+            cache = begun
+            if same and len(pack) < len(jobs):
+                cache = deepcopy(begun)
+                cache.batch_select_indices(torch.tensor(rows, device=self._device))
+            elif not same:
+                cache = roomy_cache()
+            self._adapters.use([job.adapter for job in pack])
+            ids, mask, positions = _padded([job.prompt[same:] for job in pack], same)
+            logits.append(self._forward(ids, cache, mask, positions))
+            masks.append(torch.nn.functional.pad(mask, (width - mask.shape[1], 0)))
+            last.append(positions[:, -1:])
+            caches.append(cache)
+        self._adapters.use([job.adapter for job in jobs])
+        return torch.cat(logits), _joined(caches), torch.cat(masks), torch.cat(last)
 
     @torch.inference_mode()
     def read(
@@ -184,7 +263,7 @@ class TransformersDecoder:
             raise ModelError(f"there is no hidden state {layer}; {told}")
         vectors: list[Any] = [None] * len(prompts)
         if offsets is not self._offsets:
-            self._kept_read, self._offsets = ([], DynamicCache()), offsets
+            self._kept_read, self._offsets = ([], roomy_cache()), offsets
         with self._adapters.none(), self._scaler.scaled(offsets):
             for rows in _packs([len(prompt) for prompt in prompts]):
                 batch = [prompts[row] for row in rows]
@@ -210,7 +289,7 @@ class TransformersDecoder:
     def _read_batch(self, prompts: Sequence[list[int]], layer: int) -> torch.Tensor:
         same = _shared(prompts)
         begun = prompts[0][:same]
-        cache = DynamicCache()
+        cache = roomy_cache()
         if same:
             kept, read = self._resume_read([*begun, -1])
             if read < same:
@@ -229,10 +308,10 @@ class TransformersDecoder:
             Keys and values, of how many tokens.
         """
         tokens, cache = self._kept_read
-        self._kept_read = ([], DynamicCache())
+        self._kept_read = ([], roomy_cache())
         same = _shared([[*tokens, -1], prompt])
         if not same:
-            return DynamicCache(), 0
+            return roomy_cache(), 0
         if same < len(tokens):
             cache.crop(same - len(tokens))
         return cache, same
@@ -265,7 +344,7 @@ class TransformersDecoder:
         if len(adapters) == 1:
             tokens, cache = self._resume(adapters[0], [*begun, -1])
         else:
-            tokens, cache = [], DynamicCache()
+            tokens, cache = [], roomy_cache()
         if len(tokens) < same:
             self._adapters.use(adapters)
             ids = torch.tensor([begun[len(tokens) :]] * len(adapters))
@@ -335,6 +414,37 @@ def _shared(prompts: Sequence[Sequence[int]]) -> int:
     most = min(map(len, prompts)) - 1
     same = next((at for at in range(most) if len({prompt[at] for prompt in prompts}) > 1), most)
     return same if same >= _WORTH_SHARING else 0
+
+
+def _alike(lengths: Sequence[int]) -> Iterator[list[int]]:
+    """Cut rows, sorted by length, where padding would be more than a fifth of what is read."""
+    pack: list[int] = []
+    filled = 0
+    for row, length in enumerate(lengths):
+        cells = (len(pack) + 1) * length
+        if pack and cells > 1.25 * (filled + length) and cells - filled - length > _WORTH_A_PASS:
+            yield pack
+            pack, filled = [], 0
+        pack.append(row)
+        filled += length
+    yield pack
+
+
+def _joined(caches: Sequence[DynamicCache]) -> DynamicCache:
+    """Put the rows of several caches into one, padded on the left."""
+    if len(caches) == 1:
+        return caches[0]
+    width = max(cache.get_seq_length() for cache in caches)
+    whole = roomy_cache()
+    for number, layers in enumerate(zip(*(cache.layers for cache in caches), strict=True)):
+        keys, values = (
+            torch.cat(
+                [torch.nn.functional.pad(each, (0, 0, width - each.shape[-2], 0)) for each in of]
+            )
+            for of in zip(*((layer.keys, layer.values) for layer in layers), strict=True)
+        )
+        whole.update(keys, values, number)
+    return whole
 
 
 def _padded(

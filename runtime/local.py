@@ -205,6 +205,9 @@ class LocalModel:
         self.name = name
         self.progress = progress
         self.engine: EngineName = engine
+        self.threads: int | None = None
+        """CPU threads that decode, to be set before the first call; None is half the cores, since a
+        second thread on a core that is busy makes decoding slower."""
         self._waiting: deque[Job] = deque()
         self._readings: deque[_Reading] = deque()
         self._changed = threading.Condition()
@@ -564,7 +567,9 @@ class LocalModel:
             from .decode import TransformersDecoder
 
             assert self._tokenizer is not None
-            self._slow = TransformersDecoder(self._folder, self._tokenizer, threads=_threads())
+            self._slow = TransformersDecoder(
+                self._folder, self._tokenizer, threads=self.threads or _half()
+            )
         return self._slow
 
     def _make_quick(self) -> Ctranslate2Decoder:
@@ -576,7 +581,11 @@ class LocalModel:
         folder = fetch_fast(Path(self._folder), weights, self.progress)
         compute = "int8" if small else "float32"
         return Ctranslate2Decoder(
-            folder, self._tokenizer, self._ends, compute=compute, threads=_threads()
+            folder,
+            self._tokenizer,
+            self._ends,
+            compute=compute,
+            threads=self.threads or _half(),
         )
 
 
@@ -752,8 +761,8 @@ def _poster() -> Callable[..., object]:
     return asyncio.get_running_loop().call_soon_threadsafe
 
 
-def _threads() -> int:
-    """Half the cores: a second thread on a core that is busy makes decoding slower, not faster."""
+def _half() -> int:
+    """Half the cores."""
     return max(1, (os.cpu_count() or 2) // 2)
 
 

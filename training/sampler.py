@@ -56,7 +56,8 @@ def sample(
         For each prompt its samples, in the order of the seeds.
     """
     import torch
-    from transformers import DynamicCache
+
+    from runtime.decode import roomy_cache
 
     chance = [
         [np.random.default_rng(list(each)).random(most_tokens) for each in of] for of in seeds
@@ -66,7 +67,7 @@ def sample(
     rows = [(prompt, list(range(len(of)))) for prompt, of in enumerate(seeds) if of]
     ids, mask = _padded([prompts[prompt] for prompt, _ in rows])
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
-    cache = DynamicCache()
+    cache = roomy_cache()
     with torch.inference_mode():
         for step in range(most_tokens):
             out = model(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -88,14 +88,21 @@ class TransformersDecoder:
         folder: Model in Hugging Face form, or its name on the hub.
         tokenizer: Its tokenizer.
         threads: CPU threads of torch.
+        precision: What a CPU computes in.
     """
 
-    def __init__(self, folder: str, tokenizer: PreTrainedTokenizerFast, *, threads: int) -> None:
+    def __init__(
+        self,
+        folder: str,
+        tokenizer: PreTrainedTokenizerFast,
+        *,
+        threads: int,
+        precision: Literal["float32", "bfloat16"] = "float32",
+    ) -> None:
         torch.set_num_threads(threads)
         cuda = torch.cuda.is_available()
         self._device = torch.device("cuda" if cuda else "cpu")
-        # bf16 has no hardware support on most CPUs and is slower there than fp32.
-        dtype = "auto" if cuda else torch.float32
+        dtype = "auto" if cuda else getattr(torch, precision)
         self._model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
         self._model.to(self._device)  # type: ignore[arg-type]  # the wrapper loses its types
         self._model.train(False)

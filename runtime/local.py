@@ -208,6 +208,9 @@ class LocalModel:
         self.threads: int | None = None
         """CPU threads that decode, to be set before the first call; None is half the cores, since a
         second thread on a core that is busy makes decoding slower."""
+        self.precision: Literal["float32", "bfloat16"] = "float32"
+        """What transformers computes in on a CPU, to be set before the first call. The second is
+        twice as fast where the CPU has instructions for it, and replies change a little."""
         self._waiting: deque[Job] = deque()
         self._readings: deque[_Reading] = deque()
         self._changed = threading.Condition()

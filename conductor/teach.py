@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 train = typer.Typer(help="Train the deciders.", no_args_is_help=True)
 router = typer.Typer(help="The router: who is in it.", no_args_is_help=True)
 
+_LONG = "cold", "grpo"
+"""Stages of which each report is told."""
 _TASKS, _BOUNDS = "Which tasks", "Bounds"
 
 
@@ -462,6 +464,58 @@ def train_router(
             raise typer.Exit(INTERRUPTED)
 
 
+@train.command("conductor")
+def train_conductor(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A TOML file.")],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FOLDER", help="Where the Conductor goes."),
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", metavar="N", min=0, help="Of all draws.")
+    ] = None,
+    change: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="As grpo.updates=20; may come again."),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with a training that was stopped or killed.")
+    ] = False,
+    anew: Annotated[
+        bool, typer.Option("--anew", help="Forget a training that was stopped.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show recipe, roster and counts; train nothing.")
+    ] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train a Conductor by a recipe: a cold start on the form of plans, then GRPO.
+
+    What is given here wins over the recipe. Ctrl-C and SIGTERM stop after the update under way and
+    save it.
+    """
+    with _told():
+        from training import grpo
+
+        found = grpo.read_recipe(recipe, change or (), output=output, seed=seed)
+        if dry_run:
+            _print_recipe(found.model_dump(mode="json"))
+            say("\n" + "\n".join(grpo.outline(found)))
+            return
+        if anew:
+            grpo.forget(found)
+        with _stopping() as stop, _stages(Console(stderr=True, quiet=quiet)) as heard:
+            trained = grpo.train(found, resume=resume, progress=heard, stop=stop)
+        table = _table("mean of the last ten updates", "")
+        for name, value in trained.last.items():
+            table.add_row(name, f"{value:.3f}")
+        Console(highlight=False).print(table)
+        say(str(trained.folder))
+        if not trained.finished:
+            tell(f"stopped after {trained.updates} updates; the same command with --resume goes on")
+            raise typer.Exit(INTERRUPTED)
+
+
 @router.command("add-worker")
 def add_worker(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A worker of the pool.")],
@@ -589,7 +643,14 @@ def _stages(console: Console) -> Iterator[Callable[[Any], None]]:
     """Show how far training is: a bar a stage in a terminal, its end elsewhere."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    names = {"read": "reading questions", "sft": "SFT", "svf": "bending", "es": "evolution"}
+    names = {
+        "read": "reading questions",
+        "sft": "SFT",
+        "svf": "bending",
+        "es": "evolution",
+        "cold": "cold start",
+        "grpo": "GRPO",
+    }
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
     live = Progress(
         *columns,
@@ -604,15 +665,18 @@ def _stages(console: Console) -> Iterator[Callable[[Any], None]]:
         if told.stage not in bars:
             bars[told.stage] = live.add_task(names[told.stage], total=told.total, text="")
         live.update(bars[told.stage], completed=told.done, total=told.total, text=told.text)
-        if live.disable and not console.quiet and told.done == told.total:
-            remark(f"{names[told.stage]}: {told.done:,} {told.text}".rstrip())
+        end = told.done == told.total
+        # Where no bar can be shown, long stages tell now and then that they go on.
+        if live.disable and not console.quiet and (end or (told.stage in _LONG and told.text)):
+            of = "" if end else f" of {told.total:,}"
+            remark(f"{names[told.stage]}: {told.done:,}{of} {told.text}".rstrip())
 
     with live:
         yield heard
 
 
-def _print_plan(recipe: dict[str, Any], plan: Any) -> None:
-    """Print a recipe as TOML, and what it will take."""
+def _print_recipe(recipe: dict[str, Any]) -> None:
+    """Print a recipe as TOML."""
     import json
 
     def lines(table: dict[str, Any], prefix: str = "") -> Iterator[str]:
@@ -625,6 +689,11 @@ def _print_plan(recipe: dict[str, Any], plan: Any) -> None:
             yield from lines(value, f"{prefix}{key}.")
 
     say("\n".join(lines(recipe)))
+
+
+def _print_plan(recipe: dict[str, Any], plan: Any) -> None:
+    """Print a recipe, and what it will take."""
+    _print_recipe(recipe)
     say(f"\nworkers: {', '.join(plan.workers)}")
     say(
         f"tasks: {plan.training:,} to train on ({plan.ties:,} of them ties), "
@@ -660,6 +729,7 @@ def _told() -> Iterator[None]:
         from training.evaluate import EvaluationError
         from training.graders import GraderError
         from training.labels import LabelsError
+        from training.recipes import RecipeError
         from training.router_evolve import SearchError
         from training.states import StatesError
         from training.tasks import TaskError
@@ -671,6 +741,7 @@ def _told() -> Iterator[None]:
         EvaluationError,
         GraderError,
         LabelsError,
+        RecipeError,
         SearchError,
         StatesError,
         TaskError,

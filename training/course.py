@@ -3,7 +3,7 @@
 GRPO learns from groups whose rewards differ and from no others. So families of tasks in whose
 groups some are right and some are not come more often; those that always or never succeed come
 seldom, but never not at all, since that changes while the Conductor learns. Composed tasks, which
-hardly ever succeed at first, so come later by themselves.
+hardly ever succeed at first, come later.
 """
 
 from __future__ import annotations
@@ -67,6 +67,7 @@ class Course:
         questions: Of an update.
         fewest: Fewest workers that a question offers.
         tasks: How many different tasks a family has; small ones have fewer.
+        simple_first: Updates in which no composed tasks come.
         seed: Chooses them.
         history: What became of the updates before, if it goes on.
     """
@@ -78,11 +79,12 @@ class Course:
         questions: int,
         fewest: int = 3,
         tasks: int = 400,
+        simple_first: int = 0,
         seed: int = 0,
         history: Sequence[Mixed] = (),
     ) -> None:
         self._workers, self._questions, self._fewest = workers, questions, fewest
-        self._seed = seed
+        self._seed, self._simple_first = seed, simple_first
         self.history = list(history)
         """What became of each update so far."""
         self._tasks = {
@@ -110,7 +112,8 @@ class Course:
 
     def _draw(self, number: int, history: Sequence[Mixed]) -> tuple[Question, ...]:
         random = Random(f"{self._seed} {number}")  # noqa: S311
-        often = weights(list(self._tasks), history)
+        chains = number >= self._simple_first
+        often = weights([name for name in self._tasks if chains or name in FAMILIES], history)
         chosen = random.choices(list(often), list(often.values()), k=self._questions)
         found = []
         for group, family in enumerate(chosen):

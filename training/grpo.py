@@ -21,7 +21,8 @@ import os
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -60,6 +61,10 @@ if TYPE_CHECKING:
     from trl.trainer.grpo_config import GRPOConfig
 
 METRICS, ROLLOUTS, ABOUT = "metrics.jsonl", "rollouts.jsonl", "conductor.json"
+_TELLING = "reward", "parse", "correct", "flat", "masked", "steps", "tokens", "entropy", "seconds"
+"""Metrics that are summed up at the end."""
+_OURS = "output_dir", "logging_dir", "run_name"
+"""Settings of TRL that follow from the output."""
 _MARK = "complete"
 """File that is written last into a checkpoint: one without it was cut short by a kill."""
 
@@ -82,6 +87,9 @@ class Tasks(Table):
     """Share of composed questions in the cold start."""
     fewest: int = Field(default=3, ge=1)
     """Fewest workers that a question offers; more, up to all, are as likely."""
+    simple_first: int = Field(default=30, ge=0)
+    """Updates in which no composed questions come. What is learned in them about players is what
+    composed questions take, and comes at a third of the cost."""
     each: int = Field(default=400, ge=1)
     """Different tasks of a family."""
 
@@ -124,9 +132,6 @@ class Running(Table):
     """Most calls of a plan."""
     tokens: int | None = Field(default=None, ge=1)
     """Most tokens of a plan."""
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """What models in this process compute in: bfloat16 is twice as fast on CPUs that have
-    instructions for it, and taken there. Serving computes in float32; replies differ a little."""
     cost: float = Field(default=0.0, ge=0)
     """Taken off the reward for a tenth of a cent."""
     length: float = Field(default=0.0, ge=0)
@@ -154,6 +159,10 @@ class Recipe(Table):
     that the grammar forces for chosen ones."""
     threads: int = Field(default=2, ge=1)
     """Of torch."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """What completions are sampled in, and players of this process answer in: bfloat16 is twice as
+    fast on CPUs that have instructions for it, and taken there. Log-probabilities and gradients are
+    computed in float32; so is what serves, and replies differ a little."""
     every: int = Field(default=10, ge=1)
     """Updates between checkpoints; the last two are kept."""
     minutes: float | None = Field(default=None, gt=0)
@@ -194,8 +203,8 @@ class Trained:
     """False if it was stopped before; with `resume` it goes on."""
     updates: int
     """Updates of GRPO that are over."""
-    last: Mapping[str, Any]
-    """Row of the last update in the metrics; empty if there was none."""
+    last: Mapping[str, float]
+    """Means of the last ten updates, by name of the metric; empty if there was none."""
 
 
 # --- the batch under way --------------------------------------------------------------------------
@@ -282,7 +291,8 @@ class _Play:
         how, began = self.recipe.grpo, time.perf_counter()
         update = trainer.state.global_step
         questions = self.course.update(update)
-        self._decoder = _serving(trainer.accelerator.unwrap_model(trainer.model), self._decoder)
+        policy = trainer.accelerator.unwrap_model(trainer.model)
+        self._decoder = _serving(policy, self._decoder, precision_of(self.recipe))
         firsts = self._sample(
             questions,
             [brief_messages(each.task.question, each.offered) for each in questions],
@@ -490,6 +500,16 @@ class _Play:
         return self.row
 
 
+def _means(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Means of a few rows of the metrics."""
+    found = {}
+    for name in _TELLING:
+        mean = _mean([row[name] for row in rows if row.get(name) is not None])
+        if mean is not None:
+            found[name] = round(mean, 4)
+    return found
+
+
 def _told(rows: Iterable[tuple[list[int], list[int], list[float]]]) -> dict[str, Any]:
     prompts, ids, logps = zip(*rows, strict=True)
     return {"prompt_ids": list(prompts), "completion_ids": list(ids), "logprobs": list(logps)}
@@ -530,10 +550,15 @@ def _causal(model: Any) -> Any:
     return model.base_model.model if hasattr(model, "peft_config") else model
 
 
-def _serving(policy: Any, decoder: Any) -> Any:
+def _serving(policy: Any, decoder: Any, precision: str) -> Any:
     """The model to sample from: with an adapter, a copy whose weights have it merged in.
 
     A merge in place would not be exactly undone.
+
+    Args:
+        policy: The model in training.
+        decoder: The copy of the last update, if there was one.
+        precision: What the copy computes in.
     """
     import torch
     from peft.tuners.lora import Linear
@@ -541,7 +566,7 @@ def _serving(policy: Any, decoder: Any) -> Any:
     if not hasattr(policy, "peft_config"):
         return policy
     if decoder is None:
-        decoder = copy.deepcopy(policy).merge_and_unload()
+        decoder = copy.deepcopy(policy).merge_and_unload().to(getattr(torch, precision))
         decoder.train(False)
         return decoder
     with torch.no_grad():
@@ -568,7 +593,18 @@ def _loaded(recipe: Recipe, adapter: Path | None) -> tuple[Any, Any]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # PEFT asks transformers for what it renames
             model = PeftModel.from_pretrained(model, str(adapter), is_trainable=True)
+        # By the name of a packaged model PEFT would look for it on the hub at each checkpoint.
+        model.peft_config["default"].base_model_name_or_path = folder
     return model, tokenizer
+
+
+def precision_of(recipe: Recipe) -> Literal["float32", "bfloat16"]:
+    """What this machine samples and answers in."""
+    import torch
+
+    if recipe.precision != "auto":
+        return recipe.precision
+    return "bfloat16" if torch.cpu._is_avx512_bf16_supported() else "float32"
 
 
 def _freeze(model: Any, layers_from: int) -> None:
@@ -623,6 +659,22 @@ def _trainer_of(recipe: Recipe) -> Any:
     return InProcess if recipe.engine == "in-process" else Trainer
 
 
+@contextmanager
+def _hushed() -> Iterator[None]:
+    """Keep from the terminal what transformers, TRL and PEFT warn of and users can't change."""
+    from transformers import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "You are using 'rollout_func'")
+            warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+            yield
+    finally:
+        logging.set_verbosity(before)
+
+
 def config_of(recipe: Recipe) -> GRPOConfig:
     """The settings that TRL is given.
 
@@ -671,6 +723,36 @@ def config_of(recipe: Recipe) -> GRPOConfig:
 
 
 # --- training -------------------------------------------------------------------------------------
+
+
+def outline(recipe: Recipe) -> list[str]:
+    """Lines that say what a recipe will do, and what TRL is told.
+
+    Raises:
+        PoolError: If the pool is wrong.
+        RecipeError: If TRL does not take a setting.
+    """
+    pool = load_pool(recipe.pool)
+    roster = recipe.roster or pool.names
+    for name in roster:
+        pool[name]
+    how = recipe.grpo
+    size = how.questions * how.group * how.rounds
+    config = config_of(recipe)
+    plain = vars(type(config)(output_dir=".", use_cpu=True, bf16=False))
+    told = {
+        name: value
+        for name, value in vars(config).items()
+        if value != plain.get(name) and not name.startswith("_") and name not in _OURS
+    }
+    rounds = " in two rounds" if how.rounds == 2 else ""
+    return [
+        f"roster: {', '.join(f'{at} {name}' for at, name in enumerate(roster))}",
+        f"cold start: {recipe.begin.adapter or f'{recipe.begin.updates} updates'}",
+        f"GRPO: {how.updates} updates of {how.questions} questions with {how.group} completions "
+        f"each{rounds}, {how.updates * size:,} in all",
+        "told to TRL: " + ", ".join(f"{name} = {value}" for name, value in sorted(told.items())),
+    ]
 
 
 def forget(recipe: Recipe) -> None:
@@ -783,7 +865,7 @@ def _learn(
 ) -> Trained:
     import torch
     from datasets import Dataset
-    from transformers import TrainerCallback
+    from transformers import PrinterCallback, TrainerCallback
 
     how = recipe.grpo
     rows = _go_back(recipe.output / METRICS, updates)
@@ -798,17 +880,16 @@ def _learn(
         questions=how.questions,
         fewest=recipe.tasks.fewest,
         tasks=recipe.tasks.each,
+        simple_first=recipe.tasks.simple_first,
         seed=recipe.seed,
         history=history,
     )
     cache: Cache = CallCache(recipe.run.cache or recipe.output / "calls.db")
-    chosen = recipe.run.precision
-    if chosen == "auto":
-        chosen = "bfloat16" if torch.cpu._is_avx512_bf16_supported() else "float32"
+    precision = precision_of(recipe)
     for worker in pool:
         if isinstance(worker, LocalWorker):
             worker.model.threads = recipe.threads  # nothing else runs meanwhile
-            worker.model.precision = chosen
+            worker.model.precision = precision
     rollouts = Rollouts(
         pool,
         roster,
@@ -844,12 +925,9 @@ def _learn(
             self.since = now
             recent.append(row)
             del recent[:-10]
-            text = ", ".join(
-                f"{name} {value:.2f}"
-                for name in ("reward", "parse", "correct")
-                if (value := _mean([each[name] for each in recent if each[name] is not None]))
-                is not None
-            )
+            means = _means(recent)
+            told = ("reward", "parse", "correct", "steps", "seconds")
+            text = ", ".join(f"{name} {means[name]:.2f}" for name in told if name in means)
             progress(Told("grpo", state.global_step, how.updates, text))
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
@@ -864,8 +942,7 @@ def _learn(
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             (folder / _MARK).touch()
 
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "You are using 'rollout_func'")
+    with _hushed():
         trainer = _trainer_of(recipe)(
             model=model,
             reward_funcs=play.reward,
@@ -875,10 +952,11 @@ def _learn(
             callbacks=[Watch()],
             rollout_func=play.generate if recipe.engine == "in-process" else None,
         )
-    progress(Told("grpo", updates, how.updates))
-    trainer.train(resume_from_checkpoint=str(kept) if kept else None)
+        trainer.remove_callback(PrinterCallback)
+        progress(Told("grpo", updates, how.updates))
+        trainer.train(resume_from_checkpoint=str(kept) if kept else None)
     done = trainer.state.global_step
-    last = recent[-1] if recent else {}
+    last = _means(recent)
     _write(recipe, trainer.accelerator.unwrap_model(trainer.model), tokenizer, roster, done, last)
     return Trained(recipe.output, done >= how.updates, done, last)
 
@@ -889,7 +967,7 @@ def _write(
     tokenizer: Any,
     roster: Sequence[str],
     updates: int,
-    last: Mapping[str, Any],
+    last: Mapping[str, float],
 ) -> None:
     if hasattr(model, "peft_config"):
         save_adapter(model, recipe.model, recipe.output)

@@ -267,7 +267,13 @@ _DARK = _Theme(
 )
 
 
-def to_dot(plan: Plan, *, marks: Mapping[int, Mark] = {}, dark: bool = False) -> str:
+def to_dot(
+    plan: Plan,
+    *,
+    marks: Mapping[int, Mark] = {},
+    dark: bool = False,
+    colours: Mapping[str, str] = {},
+) -> str:
     """Write a plan in the DOT language of Graphviz, one card a step, on no background.
 
     Solid edges are the transitive reduction; further access is dotted. Where that would be more
@@ -277,6 +283,7 @@ def to_dot(plan: Plan, *, marks: Mapping[int, Mark] = {}, dark: bool = False) ->
         plan: The plan.
         marks: States of a run by step index; steps without one look like the plain plan.
         dark: Colours for a dark page. The others are legible on both.
+        colours: Of workers' badges, as ``#rrggbb`` by name; others have one by their name.
     """
     import graphviz  # type: ignore[import-untyped]  # ships no types
 
@@ -308,7 +315,7 @@ def to_dot(plan: Plan, *, marks: Mapping[int, Mark] = {}, dark: bool = False) ->
     ]
     # Beyond this, dotted edges hide more than they tell.
     crowded = len(implied) > len(plan) + 2
-    colours = _colours(plan)
+    badges = {**_colours(plan), **colours}
     numbers = _numbers(plan, marks)
     for step in plan:
         mark = marks.get(step.index)
@@ -325,7 +332,7 @@ def to_dot(plan: Plan, *, marks: Mapping[int, Mark] = {}, dark: bool = False) ->
                 final,
                 mark,
                 told,
-                colours[_name(step)],
+                badges[_name(step)],
                 theme,
                 bool(marks),
             )
@@ -421,7 +428,12 @@ def _luminance(colour: str) -> float:
 
 
 def to_svg(
-    plan: Plan, *, marks: Mapping[int, Mark] = {}, dark: bool = False, path: str | None = None
+    plan: Plan,
+    *,
+    marks: Mapping[int, Mark] = {},
+    dark: bool = False,
+    path: str | None = None,
+    colours: Mapping[str, str] = {},
 ) -> str:
     """Draw a plan as SVG; pointing at a step shows its whole subtask.
 
@@ -431,11 +443,12 @@ def to_svg(
         dark: Colours for a dark page.
         path: Where to look for the layout program, as in ``PATH``; None for the scripts of this
             environment, then ``PATH``.
+        colours: Of workers' badges, as for :func:`to_dot`.
 
     Raises:
         LayoutMissing: If no layout program is found.
     """
-    dot = to_dot(plan, marks=marks, dark=dark)
+    dot = to_dot(plan, marks=marks, dark=dark, colours=colours)
     svg = _laid_out(dot, "svg", path).decode()
     # Neither pattern can come from a plan: quotes and angle brackets of its text are escaped.
     # Each line is set in the direction of its first letter.

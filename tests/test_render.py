@@ -219,6 +219,16 @@ def test_workers_keep_their_colours_in_other_plans() -> None:
     assert colour(both, "gemini") != colour(both, "opus")
 
 
+def test_workers_may_be_given_colours() -> None:
+    plan = chain(["A.", "B."], ["gemini", "opus"])
+
+    plain, given_one = to_dot(plan), to_dot(plan, colours={"opus": "#123456"})
+
+    assert "#123456" not in plain
+    was = re.findall('bgcolor="(#[^"]*)"', plain)
+    assert re.findall('bgcolor="(#[^"]*)"', given_one) == [was[0], "#123456"]
+
+
 def test_png_is_drawn_at_144_dots_per_inch() -> None:
     plan = single("w", "Solve it.")
 

@@ -15,12 +15,12 @@ from .states import Array
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_INK = "#1a1a1a"
-_SHADES = ("#0b5fa5", "#f2a33a", "#7fb8e0", "#b5523b", "#d9d9d9", "#5e8c4a", "#a78bc0", "#ffffff")
-_HATCHES = ("", "////", "....", "\\\\\\\\", "", "xx", "--", "oo")
+INK = "#1a1a1a"
+SHADES = ("#0b5fa5", "#f2a33a", "#7fb8e0", "#b5523b", "#d9d9d9", "#5e8c4a", "#a78bc0", "#ffffff")
+HATCHES = ("", "////", "....", "\\\\\\\\", "", "xx", "--", "oo")
 
 
-def _bare(panel: Any) -> None:
+def bare(panel: Any) -> None:
     for side in ("top", "right"):
         panel.spines[side].set_visible(False)
 
@@ -42,15 +42,15 @@ def shares(families: Sequence[str], workers: Sequence[str], picks: NDArray[np.in
     left = np.zeros(len(names))
     for number, worker in enumerate(workers):
         widths = np.array([(picks[kinds == name] == number).mean() for name in names])
-        style = number % len(_SHADES)
+        style = number % len(SHADES)
         bars = panel.barh(
             range(len(names)),
             widths,
             left=left,
             label=worker,
-            color=_SHADES[style],
-            hatch=_HATCHES[style],
-            edgecolor=_INK,
+            color=SHADES[style],
+            hatch=HATCHES[style],
+            edgecolor=INK,
             linewidth=0.6,
         )
         for bar, width in zip(bars, widths, strict=True):
@@ -70,7 +70,7 @@ def shares(families: Sequence[str], workers: Sequence[str], picks: NDArray[np.in
     panel.set_xlim(0, 1)
     panel.set_xticks([0, 0.5, 1], ["0 %", "50 %", "100 %"], fontsize=8)
     panel.tick_params(length=0)
-    _bare(panel)
+    bare(panel)
     figure.legend(loc="outside upper center", ncols=min(6, len(workers)), fontsize=8, frameon=False)
     figure.supxlabel("share of tasks that go to each worker: family (tasks)", fontsize=9)
     return figure
@@ -83,13 +83,13 @@ def losses(history: Sequence[Update]) -> Figure:
     figure = Figure(figsize=(7.2, 2.9), layout="constrained")
     loss, reward = figure.subplots(1, 2)
     at = [each.update for each in history]
-    loss.plot(at, [each.loss for each in history], color=_INK, marker="o", ms=3, label="training")
+    loss.plot(at, [each.loss for each in history], color=INK, marker="o", ms=3, label="training")
     ours = [each.validation_loss for each in history]
     loss.plot(at, ours, color="#0b5fa5", ls="--", marker="s", ms=3, label="validation")
     least = int(np.argmin(ours))
     loss.plot([at[least]], [ours[least]], "o", ms=9, mfc="none", color="#0b5fa5", label="kept")
     loss.set_ylabel("mean KL(targets || policy), nats", fontsize=8)
-    reward.plot(at, [e.picked for e in history], color=_INK, marker="o", ms=3, label="picked")
+    reward.plot(at, [e.picked for e in history], color=INK, marker="o", ms=3, label="picked")
     values = [each.expected for each in history]
     reward.plot(at, values, color="#0b5fa5", ls="--", marker="s", ms=3, label="expected")
     reward.set_ylabel("reward on validation", fontsize=8)
@@ -97,7 +97,7 @@ def losses(history: Sequence[Update]) -> Figure:
         panel.set_xlabel("update", fontsize=8)
         panel.legend(fontsize=7.5, frameon=False)
         panel.tick_params(labelsize=8)
-        _bare(panel)
+        bare(panel)
     return figure
 
 
@@ -114,7 +114,7 @@ def fitness_curve(looks: Sequence[Look]) -> Figure:
     )
     quarters = np.quantile(values, [0.25, 0.75], axis=1)
     curve.fill_between(at, *quarters, color="#9dbfdc", label="middle half")
-    curve.plot(at, values.mean(axis=1), color=_INK, lw=1.2, label="mean")
+    curve.plot(at, values.mean(axis=1), color=INK, lw=1.2, label="mean")
     seen = [each for each in looks if each.validation is not None]
     curve.plot(
         [each.generation for each in seen],
@@ -127,13 +127,13 @@ def fitness_curve(looks: Sequence[Look]) -> Figure:
     )
     curve.set_ylabel("fitness", fontsize=8)
     curve.legend(fontsize=7.5, frameon=False)
-    step.plot(at, [each.sigma for each in looks], color=_INK)
+    step.plot(at, [each.sigma for each in looks], color=INK)
     step.set_ylabel("step size", fontsize=8)
     step.set_ylim(bottom=0)
     for panel in (curve, step):
         panel.set_xlabel("generation", fontsize=8)
         panel.tick_params(labelsize=8)
-        _bare(panel)
+        bare(panel)
     return figure
 
 
@@ -157,7 +157,7 @@ def confusion(rewards: Array, workers: Sequence[str], picks: NDArray[np.intp]) -
     share = table / np.maximum(table.sum(axis=1, keepdims=True), 1)
     panel.imshow(share, cmap="Blues", vmin=0, vmax=1.15)
     for row, column in np.ndindex(table.shape):
-        ink = "white" if share[row, column] > 0.6 else _INK
+        ink = "white" if share[row, column] > 0.6 else INK
         count = str(table[row, column])
         panel.text(column, row, count, ha="center", va="center", color=ink, fontsize=9)
     panel.set_xticks(range(len(workers)), workers, fontsize=8, rotation=30, ha="right")
@@ -196,7 +196,7 @@ def scatter(trail: Iterable[tuple[Array, Array]]) -> Figure:
     )
     way = (np.stack(means) - middle) @ axes.T
     panel.plot(
-        way[:, 0], way[:, 1], color=_INK, lw=1.2, marker="o", ms=2.5, label="mean of the search"
+        way[:, 0], way[:, 1], color=INK, lw=1.2, marker="o", ms=2.5, label="mean of the search"
     )
     panel.plot(*way[-1], "D", color="#b5523b", ms=7, label="its end")
     bar = figure.colorbar(drawn, ax=panel)
@@ -208,5 +208,5 @@ def scatter(trail: Iterable[tuple[Array, Array]]) -> Figure:
         axis.set_label_text(f"{name} component, {share:.0%} of the variance", fontsize=8)
     panel.tick_params(labelsize=8)
     panel.legend(fontsize=7.5, frameon=False)
-    _bare(panel)
+    bare(panel)
     return figure

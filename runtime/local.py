@@ -78,7 +78,7 @@ _MOST_TOKENS = 512
 _GATHER_S = 0.01
 """How long an idle engine waits for more calls to decode together with the first one."""
 _WIDEST = 32
-"""Most calls in one batch."""
+"""Most calls in one batch: a wider one answers more calls in a second, each of them later."""
 
 
 @dataclass(slots=True)
@@ -211,6 +211,8 @@ class LocalModel:
         self.precision: Literal["float32", "bfloat16"] = "float32"
         """What transformers computes in on a CPU, to be set before the first call. The second is
         twice as fast where the CPU has instructions for it, and replies change a little."""
+        self.widest = _WIDEST
+        """Most calls in one batch."""
         self._waiting: deque[Job] = deque()
         self._readings: deque[_Reading] = deque()
         self._changed = threading.Condition()
@@ -434,7 +436,7 @@ class LocalModel:
             job
             for job in ready
             if job is first or (self._decoder(job) is decoder and decoder.alike(first, job))
-        ][:_WIDEST]
+        ][: self.widest]
         chosen = set(map(id, batch))
         return batch, [job for job in ready if id(job) not in chosen]
 

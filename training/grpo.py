@@ -65,6 +65,8 @@ _TELLING = "reward", "parse", "correct", "flat", "masked", "steps", "tokens", "e
 """Metrics that are summed up at the end."""
 _OURS = "output_dir", "logging_dir", "run_name"
 """Settings of TRL that follow from the output."""
+_WIDEST = 96
+"""Most calls that a model in this process answers at once: nobody waits for the first of them."""
 _MARK = "complete"
 """File that is written last into a checkpoint: one without it was cut short by a kill."""
 
@@ -890,6 +892,7 @@ def _learn(
         if isinstance(worker, LocalWorker):
             worker.model.threads = recipe.threads  # nothing else runs meanwhile
             worker.model.precision = precision
+            worker.model.widest = _WIDEST
     rollouts = Rollouts(
         pool,
         roster,

@@ -83,19 +83,30 @@ def sample(
                 flags = allow[prompt](samples[prompt][members[0]].ids) if allow else None
                 if flags is not None:
                     logits[at].masked_fill_(~torch.from_numpy(flags), float("-inf"))
-            logs = torch.log_softmax(logits, -1)
-            upto = logs.exp().cumsum(-1).numpy()
+            totals = torch.logsumexp(logits, -1)
+            tops, first = logits.max(-1)
+            likeliest = (tops - totals).exp().tolist()
             going: list[tuple[int, list[int]]] = []
             parents: list[int] = []
             tokens: list[int] = []
             for at, (prompt, members) in enumerate(rows):
                 parted: dict[int, list[int]] = {}
+                others: np.ndarray | None = None
                 for member in members:
-                    drawn = chance[prompt][member][step] * upto[at, -1]
-                    token = int(np.searchsorted(upto[at], drawn, side="right"))
+                    drawn = chance[prompt][member][step]
+                    token = int(first[at])
+                    # The likeliest token comes first in the distribution function, so that the
+                    # rest of it, over the whole vocabulary, is seldom needed.
+                    if drawn >= likeliest[at]:
+                        if others is None:
+                            rest = (logits[at] - totals[at]).double().exp()
+                            rest[token] = 0.0
+                            others = rest.cumsum(-1).numpy()
+                        share = (drawn - likeliest[at]) / (1 - likeliest[at])
+                        token = int(np.searchsorted(others, share * others[-1], side="right"))
                     parted.setdefault(token, []).append(member)
                 for token, same in parted.items():
-                    logp = logs[at, token].item()
+                    logp = float(logits[at, token] - totals[at])
                     for member in same:
                         samples[prompt][member].ids.append(token)
                         samples[prompt][member].logps.append(logp)

@@ -103,7 +103,7 @@ def test_plans_can_be_read_as_text() -> None:
         )
     ]
 
-    shown = plans_markdown(found, ["plain", "calculator"], 1)
+    shown = plans_markdown(found, ["plain", "calculator"])
 
     once = """\
 {stage}, update 1: Add 1 and 2, then reverse it.
@@ -121,8 +121,8 @@ def test_what_a_model_wrote_ends_no_fence_and_is_no_markup() -> None:
     nasty = "```\n# <script>alert(1)</script> & ]]>"
     found = [sample(nasty), sample(nasty, Plan.of([nasty], [0], [[]]))]
 
-    text = plans_markdown(found, ["plain", "calculator"], 1)
-    picture = plans(found, ["plain", "calculator"], 1)
+    text = plans_markdown(found, ["plain", "calculator"])
+    picture = plans(found, ["plain", "calculator"])
 
     assert text.count("```") == 2
     assert "\n#" not in text
@@ -132,11 +132,12 @@ def test_what_a_model_wrote_ends_no_fence_and_is_no_markup() -> None:
 def test_a_drawing_that_is_wide_stays_in_its_column() -> None:
     wide = Plan.of(["A."] * 4 + ["B."], [0, 1, 0, 1, 0], [[], [], [], [], [0, 1, 2, 3]])
 
-    picture = plans([sample("Q?", wide)], ["plain", "calculator"], 3)
+    picture = plans([sample("Q?", wide)], ["plain", "calculator"])
 
-    (place,) = (e.get("transform", "") for e in ET.fromstring(picture).iterfind(f"{SVG}g"))
-    scale = float(place.rpartition("scale(")[2].rstrip(")"))
-    assert 0.1 < scale < 0.5
+    places = [e.get("transform", "") for e in ET.fromstring(picture).iterfind(f"{SVG}g")]
+    scales = [float(place.rpartition("scale(")[2].rstrip(")")) for place in places]
+    assert len(scales) == 3  # start, middle and end
+    assert all(0.1 < scale < 0.5 for scale in scales)
 
 
 def test_what_pays_is_told_in_figures(folder: Path) -> None:

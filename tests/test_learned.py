@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -166,15 +167,21 @@ def test_shares_of_forms_add_up() -> None:
 
 
 @pytest.mark.parametrize(
-    ("updates", "expected"),
-    [
-        (80, [range(16), range(32, 48), range(64, 80)]),
-        (3, [range(1), range(1, 2), range(2, 3)]),
-        (1, [range(1)] * 3),
-    ],
+    ("questions", "expected"),
+    [(80, [range(16), range(32, 48), range(64, 80)]), (3, [[0], [1], [2]]), (1, [[0]] * 3)],
 )
-def test_stages_are_fifths(updates: int, expected: list[range]) -> None:
-    assert stages(updates) == dict(zip(("start", "middle", "end"), expected, strict=True))
+def test_stages_are_fifths_of_the_questions(
+    questions: int, expected: Sequence[Sequence[int]]
+) -> None:
+    # Late and seldom, two completions each: what counts are its own questions.
+    found = [of(APART, update=30 + 2 * at, group=1) for at in range(questions) for _ in range(2)]
+
+    told = stages(found)
+
+    assert {
+        stage: sorted({(each.update - 30) // 2 for each in mine}) for stage, mine in told.items()
+    } == dict(zip(("start", "middle", "end"), map(list, expected), strict=True))
+    assert all(len(mine) == 2 * len(at) for mine, at in zip(told.values(), expected, strict=True))
 
 
 def test_the_last_third_is_of_updates() -> None:
@@ -255,6 +262,4 @@ def test_the_typical_plan_is_of_the_most_frequent_form_and_workers() -> None:
     other = Plan.of(["Add them.", "Turn it round."], [1, 2], [[], [0]])
     found = typical([of(HANDED), of(other, 0.0), of(APART), of(APART), of(None)])
 
-    assert found is not None
     assert (found.sample.plan, found.alike, found.right, found.of) == (other, 3, 2, 5)
-    assert typical([]) is None

@@ -1,7 +1,7 @@
 """A training's folder without a training: a bandit in place of the model writes its logs.
 
-It prefers forms and workers by a softmax that sharpens with the updates, towards what is right in a
-table; the rows are those of training.grpo.
+Simple questions come first. It chooses forms and workers by lot at first, and more and more as a
+table says; the rows are those of training.grpo.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def write_training(
 def _group(
     random: Random, update: int, number: int, size: int, learned: float
 ) -> list[dict[str, Any]]:
-    family = random.choice(list(KNOWS))
+    family = random.choice([each for each in KNOWS if learned > 0.3 or each not in SUBTASKS])
     there = sorted(random.sample(range(len(ROSTER)), random.randint(3, len(ROSTER))))
     a, b, c = (random.randint(11, 99) for _ in range(3))
     parts = [each.format(a=a, b=b, c=c) for each in SUBTASKS.get(family, ())]

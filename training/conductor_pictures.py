@@ -24,10 +24,10 @@ from grammar import to_svg, to_terminal
 
 from .intervals import Floats
 from .learned import (
+    STAGES,
     Form,
     Sample,
     against_the_rest,
-    at_stages,
     drawn,
     families_of,
     forms_over_time,
@@ -59,13 +59,13 @@ PICTURES: Mapping[str, str] = {
     "workers": "Whom it names, by family: shares of the workers over the updates. Of questions of "
     "several parts, the plans that take them apart, by step. Questions offer workers by lot, so "
     "none can have all.",
-    "choices": "Whom it names of those who are offered, in the first and in the last fifth of the "
-    "updates; and how often the answer was right with each worker, over all updates.",
+    "choices": "Whom it names of those who are offered, in the first and in the last fifth of a "
+    "family's questions; and how often the answer was right with each worker, all along.",
     "pays": "Why it writes what it writes: share of right answers of each form of plan in the last "
     "third of the updates, with Wilson's 95 % intervals (grey: fewer than ten). On the right, the "
     "most frequent form less the other plans that were written for the same questions.",
     "plans": "The most frequent kind of plan (form and workers) of each family at the start, in "
-    "the middle and at the end: fifths of the updates.",
+    "the middle and at the end: fifths of its questions.",
 }
 """What each picture shows, by its name."""
 
@@ -140,10 +140,10 @@ def curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
 # --- over the updates, by family ------------------------------------------------------------------
 
 
-def _grid(samples: Sequence[Sample]) -> tuple[Floats, float]:
-    """Where trends are told, and how far they are smoothed."""
-    updates = 1 + max(each.update for each in samples)
-    return np.linspace(0, max(1, updates - 1), 121), 2 * _width(updates)
+def _grid(samples: Sequence[Sample]) -> Floats:
+    """Where trends of samples are told: from the first to the last."""
+    seen = [each.update for each in samples]
+    return np.linspace(min(seen) - 0.5, max(seen) + 0.5, 121)
 
 
 def _panels(simple: int, chains: int, columns: int = 4) -> tuple[Figure, list[Any]]:
@@ -166,6 +166,11 @@ def _panels(simple: int, chains: int, columns: int = 4) -> tuple[Figure, list[An
     return figure, found
 
 
+def _smoothing(samples: Sequence[Sample]) -> float:
+    """How far shares are smoothed, in updates: a family is not asked in each."""
+    return 2 * _width(1 + max(each.update for each in samples))
+
+
 def _stack(
     panel: Any, grid: Floats, shares: Floats, styles: Sequence[tuple[str, str]], title: str
 ) -> None:
@@ -179,7 +184,6 @@ def _stack(
             )
         low = high
     panel.set_title(title, fontsize=8.5, loc="left")
-    panel.set_xlim(1, grid[-1] + 1)
     panel.set_ylim(0, 1)
     panel.set_yticks([0, 0.5, 1], ["0 %", "50 %", "100 %"])
     panel.tick_params(labelsize=7.5)
@@ -215,17 +219,18 @@ def forms(samples: Sequence[Sample]) -> Figure:
     from matplotlib.lines import Line2D
     from matplotlib.patheffects import withStroke
 
-    families = families_of(samples)
-    grid, width = _grid(samples)
+    families, width = families_of(samples), _smoothing(samples)
     simple = sum(mine[0].parts == 1 for mine in families.values())
     figure, panels = _panels(simple, len(families) - simple)
     halo = [withStroke(linewidth=3.4, foreground="white")]
     for panel, (family, mine) in zip(panels, families.items(), strict=True):
+        grid = _grid(mine)
         shares = forms_over_time(mine, grid, width)
         _stack(panel, grid, shares, [_FORMS[form] for form in Form], f"{family} ({len(mine):,})")
         right = right_over_time(mine, grid, width)
         panel.plot(grid + 1, right, color=INK, lw=1.5, path_effects=halo)
         _seen(panel, mine)
+    panels[0].set_xlim(0.5, 1.5 + max(each.update for each in samples))
     there = {each.form for each in samples}
     line = Line2D([], [], color=INK, lw=1.5, label="right answers")
     _legend(figure, {str(form): _FORMS[form] for form in Form if form in there}, line)
@@ -240,15 +245,17 @@ def _shade(worker: int) -> tuple[str, str]:
 def workers(samples: Sequence[Sample], roster: Sequence[str]) -> Figure:
     """Draw the shares of the workers over the updates: of simple families, and of steps."""
     places = [place for place in places_of(samples) if place.of(samples)]
-    grid, width = _grid(samples)
+    width = _smoothing(samples)
     simple = sum(place.step is None for place in places)
     figure, panels = _panels(simple, len(places) - simple)
     styles = [_shade(at) for at in range(len(roster))]
-    for panel, place in zip(panels, places, strict=False):
+    for panel, place in zip(panels, places, strict=True):
         mine = place.of(samples)
+        grid = _grid(mine)
         shares = workers_over_time(mine, place.step or 0, len(roster), grid, width)
         _stack(panel, grid, shares, styles, f"{place} ({len(mine):,})")
         _seen(panel, mine)
+    panels[0].set_xlim(0.5, 1.5 + max(each.update for each in samples))
     _legend(figure, dict(zip(roster, styles, strict=True)), columns=min(6, len(roster)))
     figure.supxlabel("update: family (valid plans)", fontsize=8.5)
     return figure
@@ -264,22 +271,18 @@ def choices(samples: Sequence[Sample], roster: Sequence[str]) -> Figure:
     """
     from matplotlib.figure import Figure
 
-    updates = 1 + max(each.update for each in samples)
-    when = stages(updates)
     places = places_of(samples)
+    staged = {family: stages(mine) for family, mine in families_of(samples).items()}
     tables: list[tuple[str, list[Any]]] = [
         (
-            f"named, of when offered\n{stage}: updates {when[stage][0] + 1}–{when[stage][-1] + 1}",
-            [
-                named([each for each in samples if each.update in when[stage]], place, len(roster))
-                for place in places
-            ],
+            f"named, of when offered\n{stage}",
+            [named(staged[place.family][stage], place, len(roster)) for place in places],
         )
         for stage in ("start", "end")
     ]
     tables.append(
         (
-            "right, of when named\nall updates",
+            "right, of when named\nall along",
             [paid(samples, place, len(roster)) for place in places],
         )
     )
@@ -402,7 +405,7 @@ _CELL, _CARD, _GAP = 266, 258, 14
 _MUTED = "#59636e"
 
 
-def plans(samples: Sequence[Sample], roster: Sequence[str], updates: int) -> str:
+def plans(samples: Sequence[Sample], roster: Sequence[str]) -> str:
     """Draw the most frequent kind of plan of each family at each stage, as one SVG.
 
     Raises:
@@ -415,20 +418,16 @@ def plans(samples: Sequence[Sample], roster: Sequence[str], updates: int) -> str
     def say(x: float, y: float, text: str, size: float, style: str) -> None:
         parts.append(f'<text x="{x}" y="{y:.1f}" font-size="{size}" {style}>{escape(text)}</text>')
 
-    for column, (stage, of) in enumerate(stages(updates).items()):
-        told = f"{stage}: updates {of[0] + 1}–{of[-1] + 1}"
-        say(_GAP + column * _CELL, 18, told, 12, 'font-weight="bold"')
+    for column, stage in enumerate(STAGES):
+        say(_GAP + column * _CELL, 18, stage, 12, 'font-weight="bold"')
     top = 28.0
-    for family, by_stage in at_stages(samples, updates).items():
+    for family, mine in families_of(samples).items():
         line = f'x1="{_GAP}" x2="{width - _GAP}" y1="{top:.1f}" y2="{top:.1f}"'
         parts.append(f'<line {line} stroke="#d0d0d0"/>')
         say(_GAP, top + 16, family, 11, 'font-weight="bold"')
         bottoms = [top + 40]
-        for column, mine in enumerate(by_stage.values()):
-            left, found = _GAP + column * _CELL, typical(mine)
-            if found is None:
-                say(left, top + 32, "not asked", 9.5, f'fill="{_MUTED}"')
-                continue
+        for column, there in enumerate(stages(mine).values()):
+            left, found = _GAP + column * _CELL, typical(there)
             asked = textwrap.wrap(_line(found.sample.question, 96), 50)
             for at, text in enumerate(asked):
                 say(left, top + 32 + 12 * at, text, 9.5, f'fill="{_MUTED}" font-style="italic"')
@@ -443,7 +442,8 @@ def plans(samples: Sequence[Sample], roster: Sequence[str], updates: int) -> str
             else:
                 say(left, bottom + 18, str(found.sample.form), 10, 'font-weight="bold"')
                 bottom += 24
-            told = f"{found.alike} of {found.of} are alike, {found.right} of them right"
+            when = " to ".join(str(each.update + 1) for each in (there[0], there[-1]))
+            told = f"updates {when}: {found.alike} of {found.of} alike, {found.right} of them right"
             say(left, bottom + 7, told, 9.5, "")
             bottoms.append(bottom + 7)
         top = max(bottoms) + _GAP
@@ -466,19 +466,18 @@ def _inner(svg: str) -> tuple[str, float, float]:
 def plans_markdown(
     samples: Sequence[Sample],
     roster: Sequence[str],
-    updates: int,
     families: Sequence[str] | None = None,
 ) -> str:
     """Write plans of each family at each stage, drawn by lot, as Markdown."""
     found = []
-    for family, by_stage in at_stages(samples, updates).items():
+    for family, of_family in families_of(samples).items():
         if families is not None and family not in families:
             continue
         told = [
             # Whatever a model wrote, it does not end the fence.
             f"{stage}, {_shown(each, roster)}".replace("```", "'''")
-            for stage, mine in by_stage.items()
-            if (each := drawn(mine, f"{family} {stage}")) is not None
+            for stage, mine in stages(of_family).items()
+            for each in [drawn(mine, f"{family} {stage}")]
         ]
         found.append(f"**{family}**\n\n```text\n" + "\n\n".join(told) + "\n```\n")
     return "\n".join(found)
@@ -543,15 +542,14 @@ def draw(folder: Path) -> list[Path]:
 def _files(
     rows: Sequence[Mapping[str, Any]], samples: Sequence[Sample], roster: Sequence[str]
 ) -> Iterator[tuple[str, bytes]]:
-    updates = 1 + max(each.update for each in samples)
     if find_spec("matplotlib") is not None:
         yield "curves.svg", rendered(curves(rows), "svg")
         yield "forms.svg", rendered(forms(samples), "svg")
         yield "workers.svg", rendered(workers(samples, roster), "svg")
         yield "choices.svg", rendered(choices(samples, roster), "svg")
         yield "pays.svg", rendered(pays(last_third(samples)), "svg")
-    yield "plans.svg", plans(samples, roster, updates).encode()
-    yield PLANS, plans_markdown(samples, roster, updates).encode()
+    yield "plans.svg", plans(samples, roster).encode()
+    yield PLANS, plans_markdown(samples, roster).encode()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -191,14 +191,25 @@ def right_over_time(samples: Sequence[Sample], grid: ArrayLike, width: float) ->
 # --- stages ---------------------------------------------------------------------------------------
 
 
-def stages(updates: int) -> dict[str, range]:
-    """The first, the middle and the last fifth of the updates; one each at least."""
-    size = max(1, updates // 5)
-    middle = (updates - size) // 2
+STAGES = ("start", "middle", "end")
+
+
+def stages(samples: Sequence[Sample]) -> dict[str, list[Sample]]:
+    """The samples of the first, the middle and the last fifth of their questions; one at least.
+
+    Of their own, not of the training: some families come later than others.
+    """
+    questions = sorted({(each.update, each.group) for each in samples})
+    size = max(1, len(questions) // 5)
+    middle = (len(questions) - size) // 2
+    of = (
+        set(questions[:size]),
+        set(questions[middle : middle + size]),
+        set(questions[max(0, len(questions) - size) :]),
+    )
     return {
-        "start": range(size),
-        "middle": range(middle, middle + size),
-        "end": range(updates - size, updates),
+        stage: [each for each in samples if (each.update, each.group) in mine]
+        for stage, mine in zip(STAGES, of, strict=True)
     }
 
 
@@ -337,28 +348,15 @@ class Typical:
     of: int
 
 
-def typical(samples: Sequence[Sample]) -> Typical | None:
+def typical(samples: Sequence[Sample]) -> Typical:
     """Find the most frequent form with the same workers, and the first completion of it."""
     kinds: defaultdict[Any, list[Sample]] = defaultdict(list)
     for each in samples:
         kinds[each.form, each.plan.workers if each.plan is not None else ()].append(each)
-    if not kinds:
-        return None
     alike = max(kinds.values(), key=len)
     return Typical(alike[0], len(alike), sum(bool(each.right) for each in alike), len(samples))
 
 
-def drawn(samples: Sequence[Sample], seed: str) -> Sample | None:
+def drawn(samples: Sequence[Sample], seed: str) -> Sample:
     """Draw one by lot, the same one whenever it is asked."""
-    return Random(seed).choice(samples) if samples else None  # noqa: S311
-
-
-def at_stages(samples: Sequence[Sample], updates: int) -> dict[str, dict[str, list[Sample]]]:
-    """Sort samples by family, then by stage."""
-    return {
-        family: {
-            stage: [each for each in mine if each.update in when]
-            for stage, when in stages(updates).items()
-        }
-        for family, mine in families_of(samples).items()
-    }
+    return Random(seed).choice(samples)  # noqa: S311

@@ -13,13 +13,14 @@ from tests.trainings import KNOWS, ROSTER, write_training
 from training.conductor_pictures import (
     PICTURES,
     draw,
+    first_rounds,
     main,
     pays,
     plans,
     plans_markdown,
-    read_samples,
+    rounds,
 )
-from training.learned import Form, Sample
+from training.learned import Form, Sample, Second, read_rows
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -44,7 +45,7 @@ def sample(text: str, plan: Plan | None = None) -> Sample:
 
 
 def test_every_picture_is_drawn_and_described(folder: Path, files: list[Path]) -> None:
-    expected = [*(f"{name}.svg" for name in PICTURES), "plans.md"]
+    expected = [*(f"{name}.svg" for name in PICTURES if name != "rounds"), "plans.md"]
 
     assert [path.relative_to(folder).as_posix() for path in files] == [
         f"pictures/{name}" for name in expected
@@ -77,7 +78,7 @@ def test_a_training_under_way_is_drawn_without_names(
 
     main([str(tmp_path)])
 
-    assert capsys.readouterr().out.count(".svg") == len(PICTURES)
+    assert capsys.readouterr().out.count(".svg") == len(PICTURES) - 1
     assert "worker 0" in words(tmp_path / "pictures" / "choices.svg")
 
 
@@ -141,7 +142,11 @@ def test_a_drawing_that_is_wide_stays_in_its_column() -> None:
 
 
 def test_what_pays_is_told_in_figures(folder: Path) -> None:
-    samples = [each for each in read_samples(folder) if each.family == "addition-mirror"]
+    samples = [
+        each
+        for each in first_rounds(read_rows(folder / "rollouts.jsonl"))
+        if each.family == "addition-mirror"
+    ]
 
     figure = pays(samples)
 
@@ -149,3 +154,13 @@ def test_what_pays_is_told_in_figures(folder: Path) -> None:
     labels = [label.get_text() for label in share.get_yticklabels()]
     assert labels[0] == f"addition-mirror   {Form.IN_TWO}"
     assert len(labels) == len(share.patches)
+
+
+def test_second_rounds_are_drawn_by_family() -> None:
+    plan = Plan.of(["A."], [0], [[]])
+
+    figure = rounds([(sample("Q?", plan), kind) for kind in (Second.MENDED, Second.KEPT_RIGHT)])
+
+    told = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert told == [Second.KEPT_RIGHT, Second.MENDED]
+    assert figure.axes[0].get_title(loc="left") == "addition (2)"

@@ -18,6 +18,7 @@ from training.learned import (
     Form,
     Place,
     Sample,
+    Second,
     against_the_rest,
     families_of,
     form_of,
@@ -28,6 +29,7 @@ from training.learned import (
     places_of,
     read_rows,
     sample_of,
+    second_rounds,
     stages,
     trend,
     typical,
@@ -256,6 +258,34 @@ def test_a_form_that_pays_on_the_same_questions_says_so() -> None:
     assert found is not None
     assert found.difference == Interval(1.0, 1.0, 1.0)
     assert against_the_rest([of(APART), of(None)]) is None
+
+
+def test_a_second_round_is_held_against_the_first() -> None:
+    kept = {"valid": True, "kept": True}
+    pairs = [
+        (row_of(APART), row_of(None) | kept | {"score": 1.0}),
+        (row_of(APART, 0.0), row_of(None) | kept | {"score": 0.0}),
+        (row_of(APART), row_of(HANDED)),
+        (row_of(APART), row_of(HANDED, 0.0)),
+        (row_of(APART, 0.0), row_of(HANDED)),
+        (row_of(APART, 0.0), row_of(HANDED, 0.0)),
+        (row_of(APART), row_of(None)),
+        (row_of(None), row_of(None, valid=None)),  # no answer, so nobody was asked again
+        (row_of(APART), row_of(HANDED, None)),  # failed for technical reasons
+    ]
+    rows = [first | {"group": 4} for first, _ in pairs]
+    rows += [second | {"group": 5, "round": 2} for _, second in pairs]
+
+    assert [kind for _, kind in second_rounds(rows)] == [
+        Second.KEPT_RIGHT,
+        Second.KEPT_WRONG,
+        Second.STAYED_RIGHT,
+        Second.SPOILT,
+        Second.MENDED,
+        Second.STAYED_WRONG,
+        Second.NO_PLAN,
+    ]
+    assert second_rounds(rows[: len(pairs)]) == []
 
 
 def test_the_typical_plan_is_of_the_most_frequent_form_and_workers() -> None:

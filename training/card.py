@@ -17,7 +17,7 @@ from typing import Any
 from conductor.prompt import brief_messages, plan_text
 from runtime import PACKAGED
 
-from .conductor_pictures import FOLDER, PICTURES, PLANS, plans_markdown, read_samples
+from .conductor_pictures import FOLDER, PICTURES, PLANS, first_rounds, plans_markdown
 from .intervals import Interval
 from .learned import (
     Form,
@@ -113,7 +113,7 @@ def _read(folder: Path) -> _Folder:
     return _Folder(
         json.loads((folder / "conductor.json").read_text(encoding="utf-8")),
         read_rows(folder / "metrics.jsonl"),
-        read_samples(folder),
+        first_rounds(read_rows(folder / "rollouts.jsonl")),
         known("cold/training.json"),
         known("adapter_config.json").get("r"),
         sum(each.stat().st_size for each in folder.glob("*.safetensors")) / 1e6,

@@ -12,7 +12,7 @@ import argparse
 import json
 import re
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from html import escape
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,6 +27,7 @@ from .learned import (
     STAGES,
     Form,
     Sample,
+    Second,
     against_the_rest,
     drawn,
     families_of,
@@ -38,6 +39,8 @@ from .learned import (
     read_rows,
     right_over_time,
     sample_of,
+    second_rounds,
+    second_rounds_over_time,
     stages,
     trend,
     typical,
@@ -64,6 +67,8 @@ PICTURES: Mapping[str, str] = {
     "pays": "Why it writes what it writes: share of right answers of each form of plan in the last "
     "third of the updates, with Wilson's 95 % intervals (grey: fewer than ten). On the right, the "
     "most frequent form less the other plans that were written for the same questions.",
+    "rounds": "What second rounds made of the first one's answer, by family, over the updates. "
+    "Only trainings in two rounds have them.",
     "plans": "The most frequent kind of plan (form and workers) of each family at the start, in "
     "the middle and at the end: fifths of its questions.",
 }
@@ -82,6 +87,15 @@ _FORMS: Mapping[Form, tuple[str, str]] = {
     Form.NO_PLAN: ("#8a8a8a", "////"),
 }
 """Colour and hatch of each."""
+_SECONDS: Mapping[Second, tuple[str, str]] = {
+    Second.KEPT_RIGHT: ("#0b5fa5", ""),
+    Second.STAYED_RIGHT: ("#7fb8e0", ""),
+    Second.MENDED: ("#5e8c4a", ""),
+    Second.STAYED_WRONG: ("#f2f2f2", ""),
+    Second.KEPT_WRONG: ("#d9d9d9", ""),
+    Second.SPOILT: ("#b5523b", ""),
+    Second.NO_PLAN: ("#8a8a8a", "////"),
+}
 
 
 # --- curves ---------------------------------------------------------------------------------------
@@ -235,6 +249,26 @@ def forms(samples: Sequence[Sample]) -> Figure:
     line = Line2D([], [], color=INK, lw=1.5, label="right answers")
     _legend(figure, {str(form): _FORMS[form] for form in Form if form in there}, line)
     figure.supxlabel("update: family (completions)", fontsize=8.5)
+    return figure
+
+
+def rounds(found: Sequence[tuple[Sample, Second]]) -> Figure:
+    """Draw what second rounds made of first answers, over the updates, a panel a family."""
+    samples = [each for each, _ in found]
+    families, width = families_of(samples), _smoothing(samples)
+    simple = sum(mine[0].parts == 1 for mine in families.values())
+    figure, panels = _panels(simple, len(families) - simple)
+    for panel, (family, mine) in zip(panels, families.items(), strict=True):
+        grid = _grid(mine)
+        there = [pair for pair in found if pair[0].family == family]
+        shares = second_rounds_over_time(there, grid, width)
+        _stack(panel, grid, shares, list(_SECONDS.values()), f"{family} ({len(mine):,})")
+        _seen(panel, mine)
+    panels[0].set_xlim(0.5, 1.5 + max(each.update for each in samples))
+    kinds = {kind for _, kind in found}
+    styles = {str(kind): style for kind, style in _SECONDS.items() if kind in kinds}
+    _legend(figure, styles, columns=4)
+    figure.supxlabel("update: family (second rounds)", fontsize=8.5)
     return figure
 
 
@@ -503,9 +537,9 @@ def _line(text: str, most: int) -> str:
 # --- a folder -------------------------------------------------------------------------------------
 
 
-def read_samples(folder: Path) -> list[Sample]:
-    """The completions of a training's first rounds; empty if there are none."""
-    found = map(sample_of, read_rows(folder / "rollouts.jsonl"))
+def first_rounds(rows: Iterable[Mapping[str, Any]]) -> list[Sample]:
+    """The completions of first rounds, of rows of ``rollouts.jsonl``."""
+    found = map(sample_of, rows)
     return [each for each in found if each is not None and each.round == 1]
 
 
@@ -521,7 +555,8 @@ def draw(folder: Path) -> list[Path]:
     Raises:
         grammar.LayoutMissing: If no program to lay graphs out is found.
     """
-    rows, samples = read_rows(folder / "metrics.jsonl"), read_samples(folder)
+    rows, rollouts = read_rows(folder / "metrics.jsonl"), read_rows(folder / "rollouts.jsonl")
+    samples = first_rounds(rollouts)
     if not rows or not samples:
         return []
     about = folder / "conductor.json"
@@ -533,14 +568,17 @@ def draw(folder: Path) -> list[Path]:
     target = folder / FOLDER
     target.mkdir(exist_ok=True)
     files = []
-    for name, data in _files(rows, samples, roster):
+    for name, data in _files(rows, samples, second_rounds(rollouts), roster):
         (target / name).write_bytes(data)
         files.append(target / name)
     return files
 
 
 def _files(
-    rows: Sequence[Mapping[str, Any]], samples: Sequence[Sample], roster: Sequence[str]
+    rows: Sequence[Mapping[str, Any]],
+    samples: Sequence[Sample],
+    again: Sequence[tuple[Sample, Second]],
+    roster: Sequence[str],
 ) -> Iterator[tuple[str, bytes]]:
     if find_spec("matplotlib") is not None:
         yield "curves.svg", rendered(curves(rows), "svg")
@@ -548,6 +586,8 @@ def _files(
         yield "workers.svg", rendered(workers(samples, roster), "svg")
         yield "choices.svg", rendered(choices(samples, roster), "svg")
         yield "pays.svg", rendered(pays(last_third(samples)), "svg")
+        if again:
+            yield "rounds.svg", rendered(rounds(again), "svg")
     yield "plans.svg", plans(samples, roster).encode()
     yield PLANS, plans_markdown(samples, roster).encode()
 

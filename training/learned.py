@@ -333,6 +333,68 @@ def against_the_rest(samples: Sequence[Sample]) -> Against | None:
     return Against(form, len(both), difference(scores[:, :1], scores[:, 1:]))
 
 
+# --- second rounds --------------------------------------------------------------------------------
+
+
+class Second(StrEnum):
+    """What a second round made of the first one's answer."""
+
+    KEPT_RIGHT = "kept, and it was right"
+    STAYED_RIGHT = "new plan: right as before"
+    MENDED = "new plan: wrong, now right"
+    STAYED_WRONG = "new plan: wrong as before"
+    KEPT_WRONG = "kept, and it was wrong"
+    SPOILT = "new plan: right, now wrong"
+    NO_PLAN = "no plan"
+
+
+def second_rounds(rows: Iterable[Mapping[str, Any]]) -> list[tuple[Sample, Second]]:
+    """Tell what each second round made of the first one, if it is known of both.
+
+    Args:
+        rows: Of the log, in its order: the completions of a group are side by side, and those of
+            second rounds are the group behind.
+    """
+    groups: defaultdict[tuple[int, int], list[Sample | None]] = defaultdict(list)
+    for row in rows:
+        groups[row["update"], row["group"]].append(sample_of(row))
+    found = []
+    for (update, group), again in groups.items():
+        for first, second in zip(groups.get((update, group - 1), ()), again, strict=False):
+            if first is None or second is None or second.round != 2 or first.round != 1:
+                continue
+            if first.right is None or second.right is None:
+                continue
+            found.append((second, _second(first.right, second)))
+    return found
+
+
+def _second(was: bool, second: Sample) -> Second:
+    match second.form, was, second.right:
+        case Form.NO_PLAN, _, _:
+            return Second.NO_PLAN
+        case Form.KEPT, _, _:
+            return Second.KEPT_RIGHT if was else Second.KEPT_WRONG
+        case _, True, True:
+            return Second.STAYED_RIGHT
+        case _, True, False:
+            return Second.SPOILT
+        case _, False, True:
+            return Second.MENDED
+    return Second.STAYED_WRONG
+
+
+def second_rounds_over_time(
+    found: Sequence[tuple[Sample, Second]], grid: ArrayLike, width: float
+) -> Floats:
+    """Shares of what second rounds made, (G, kinds in their order), as :func:`trend`."""
+    kinds = list(Second)
+    hot = np.zeros((len(found), len(kinds)))
+    for row, (_, kind) in zip(hot, found, strict=True):
+        row[kinds.index(kind)] = 1
+    return trend([each.update for each, _ in found], hot, grid, width)
+
+
 # --- plans ----------------------------------------------------------------------------------------
 
 

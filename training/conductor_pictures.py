@@ -204,19 +204,18 @@ def _stack(
     bare(panel)
 
 
-def _legend(
-    figure: Figure, styles: Mapping[str, tuple[str, str]], *lines: Any, columns: int = 6
-) -> None:
+def _legend(figure: Figure, styles: Mapping[str, tuple[str, str]], *lines: Any) -> None:
     from matplotlib.patches import Patch
 
     spots = [
         Patch(facecolor=colour, hatch=hatch, edgecolor=INK, lw=0.4, label=name)
         for name, (colour, hatch) in styles.items()
     ]
+    count = len(spots) + len(lines)
     figure.legend(
         handles=[*spots, *lines],
         loc="outside upper center",
-        ncols=columns,
+        ncols=count if count <= 7 else -(-count // 2),
         fontsize=8,
         frameon=False,
     )
@@ -267,7 +266,7 @@ def rounds(found: Sequence[tuple[Sample, Second]]) -> Figure:
     panels[0].set_xlim(0.5, 1.5 + max(each.update for each in samples))
     kinds = {kind for _, kind in found}
     styles = {str(kind): style for kind, style in _SECONDS.items() if kind in kinds}
-    _legend(figure, styles, columns=4)
+    _legend(figure, styles)
     figure.supxlabel("update: family (second rounds)", fontsize=8.5)
     return figure
 
@@ -290,7 +289,7 @@ def workers(samples: Sequence[Sample], roster: Sequence[str]) -> Figure:
         _stack(panel, grid, shares, styles, f"{place} ({len(mine):,})")
         _seen(panel, mine)
     panels[0].set_xlim(0.5, 1.5 + max(each.update for each in samples))
-    _legend(figure, dict(zip(roster, styles, strict=True)), columns=min(6, len(roster)))
+    _legend(figure, dict(zip(roster, styles, strict=True)))
     figure.supxlabel("update: family (valid plans)", fontsize=8.5)
     return figure
 
@@ -476,8 +475,9 @@ def plans(samples: Sequence[Sample], roster: Sequence[str]) -> str:
             else:
                 say(left, bottom + 18, str(found.sample.form), 10, 'font-weight="bold"')
                 bottom += 24
-            when = " to ".join(str(each.update + 1) for each in (there[0], there[-1]))
-            told = f"updates {when}: {found.alike} of {found.of} alike, {found.right} of them right"
+            first, last = there[0].update + 1, there[-1].update + 1
+            when = f"update {first}" if first == last else f"updates {first} to {last}"
+            told = f"{when}: {found.alike} of {found.of} alike, {found.right} of them right"
             say(left, bottom + 7, told, 9.5, "")
             bottoms.append(bottom + 7)
         top = max(bottoms) + _GAP

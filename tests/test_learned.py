@@ -13,6 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from grammar import Plan, best_of_n, debate
+from tests.trainings import write_training
+from training.course import Question
+from training.graders import Number
+from training.grpo import _logged
 from training.intervals import Interval
 from training.learned import (
     Form,
@@ -36,10 +40,17 @@ from training.learned import (
     worth_of,
 )
 from training.matrix import wilson
+from training.rewards import Outcome
+from training.rollouts import Rollout
+from training.tasks import task
 
 ASKED = "Add 1 and 2, then reverse it."
 HANDED = Plan.of(["{query}"], [1], [[]])
 APART = Plan.of(["What is 1 + 2?", "Reverse that."], [1, 2], [[], [0]])
+
+
+NAMED = Plan.of(["{query}", "Check it."], ["speller", "plain"], [[], [0]])
+NUMBERED = Plan.of(["{query}", "Check it."], [2, 0], [[], [0]])
 
 
 def row_of(plan: Plan | None, score: float | None = 1.0, **changed: Any) -> dict[str, Any]:
@@ -107,6 +118,22 @@ def test_rows_tell_whether_an_answer_is_right_wrong_or_unknown() -> None:
         (Form.KEPT, True),
     ]
     assert sample_of(row_of(None, valid=None)) is None, "nobody was asked there"
+
+
+def test_rows_are_those_that_training_writes(tmp_path: Path) -> None:
+    given = task("addition", ASKED, Number("3"))
+    rollout = Rollout(given, (0, 2), "...", NAMED, outcome=Outcome(True, 1.0))
+    question = Question(given, (0, 2), 5)
+    about = {"update": 3, "group": 5, "round": 1, "reward": 1.0, "advantage": 0.5}
+
+    row = _logged(question, "...", rollout, {"plain": 0, "calculator": 1, "speller": 2}) | about
+
+    assert sample_of(json.loads(json.dumps(row))) == Sample(
+        3, 5, "addition", 1, ASKED, (0, 2), "...", NUMBERED, Form.CHECKED, right=True
+    )
+    write_training(tmp_path, updates=1)
+    (first, *_) = read_rows(tmp_path / "rollouts.jsonl")
+    assert set(first) == set(row), "what tests of pictures go by"
 
 
 def test_a_log_that_is_being_written_is_read_as_far_as_it_goes(tmp_path: Path) -> None:

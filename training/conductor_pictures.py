@@ -57,8 +57,9 @@ FOLDER = "pictures"
 PLANS = "plans.md"
 PICTURES: Mapping[str, str] = {
     "curves": "Each update, and the mean of those round it (bold).",
-    "forms": "What it writes, by family: shares of the forms of plans over the updates. The line "
-    "is the share of right answers; ticks below are the updates in which the family was asked.",
+    "forms": "What it writes, by family: shares of the forms of plans over the updates; one "
+    "that names somebody who is not there is no plan. The line is the share of right answers; "
+    "ticks below are the updates in which the family was asked.",
     "workers": "Whom it names, by family: shares of the workers over the updates. Of questions of "
     "several parts, the plans that take them apart, by step. Questions offer workers by lot, so "
     "none can have all.",

@@ -47,6 +47,7 @@ class Form(StrEnum):
     KEPT = "keeps the answer"
     """A second round that leaves it at the first."""
     NO_PLAN = "no plan"
+    """Also one that names somebody who was not offered."""
 
 
 APART = (Form.IN_TWO, Form.IN_MORE)

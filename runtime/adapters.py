@@ -115,8 +115,8 @@ class Adapters:
         if self._mask is None or name not in self._stack:
             return None
         down, up = self._stack[name]
-        inner = (given[0] @ down.T) * self._mask  # (B, T, R)
-        return out + inner @ up.T
+        linear = torch.nn.functional.linear
+        return out + linear(linear(given[0], down) * self._mask, up)  # (B, T, out)
 
     def _rank(self, folder: str) -> int:
         return max(pair.down.shape[0] for pair in self._loaded[folder].values())

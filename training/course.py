@@ -20,9 +20,9 @@ FLOOR = 0.1
 """Weight of a family none of whose groups is mixed; of one whose groups all are, it is 1."""
 MEMORY = 0.7
 """What is kept of a family's share of mixed groups when it is seen again."""
-LAG = 2
-"""The questions of an update depend on what happened so many updates before it, and earlier: the
-data loader reads one batch ahead."""
+LAG = 3
+"""The questions of an update depend on what happened so many updates before it, and earlier: data
+loaders read ahead."""
 
 Mixed = Mapping[str, tuple[int, int]]
 """By family: groups of an update in which some were right and some were not, and groups."""
@@ -102,7 +102,7 @@ class Course:
             ValueError: If what they depend on has not happened yet.
         """
         if number not in self._drawn:
-            known = max(0, number - LAG)
+            known = max(0, number - LAG + 1)
             if len(self.history) < known:
                 raise ValueError(
                     f"update {number} depends on {known}; {len(self.history)} are over"

@@ -1,0 +1,89 @@
+"""Which question comes when: by what the groups before have taught, and by the seed."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from training.course import FLOOR, LAG, Course, weights
+from training.families import CHAINS, FAMILIES
+
+SIMPLE = {name for name, family in FAMILIES.items() if not family.reserved}
+COMPOSED = {name for name, chain in CHAINS.items() if not chain.reserved}
+SHARES = st.tuples(st.integers(0, 4), st.integers(1, 4)).map(lambda pair: (min(pair), pair[1]))
+HISTORY = st.lists(st.dictionaries(st.sampled_from(["a", "b", "c"]), SHARES), max_size=8)
+
+
+@given(HISTORY)
+def test_weights_are_between_the_floor_and_one(history: list[dict[str, tuple[int, int]]]) -> None:
+    found = weights(["a", "b", "d"], history)
+
+    assert list(found) == ["a", "b", "d"]
+    assert all(FLOOR <= weight <= 1 for weight in found.values())
+    assert found["d"] == pytest.approx(FLOOR + (1 - FLOOR) / 2)  # never seen
+
+
+def test_families_whose_groups_are_mixed_come_more_often() -> None:
+    found = weights(["mixed", "flat"], [{"mixed": (2, 2), "flat": (0, 2)}] * 10)
+
+    assert found["mixed"] > 0.95
+    assert found["flat"] < 0.15
+
+
+def course(**more: object) -> Course:
+    settings: dict[str, object] = {"questions": 6, "tasks": 20, "seed": 3}
+    return Course(5, **settings | more)  # type: ignore[arg-type]
+
+
+def test_an_update_is_the_same_whenever_it_is_asked_for() -> None:
+    one, other = course(), course()
+
+    assert one.update(1) == other.update(1)
+    assert one.update(0) == other.update(0)
+    assert one.update(0) != one.update(1)
+    assert one.update(0) != course(seed=4).update(0)
+
+
+def test_who_is_there_is_drawn_from_the_roster() -> None:
+    questions = [each for number in range(LAG) for each in course(questions=40).update(number)]
+
+    for question in questions:
+        assert list(question.offered) == sorted(set(question.offered))
+        assert set(question.offered) <= set(range(5))
+    assert {len(question.offered) for question in questions} == {3, 4, 5}
+    assert [question.group for question in questions] == [*range(40)] * LAG
+
+
+def test_composed_questions_wait_until_it_is_their_turn() -> None:
+    made = course(questions=40, simple_first=1)
+
+    assert {each.task.family for each in made.update(0)} <= SIMPLE
+    assert {each.task.family for each in made.update(1)} & COMPOSED
+
+
+def test_an_update_depends_on_what_is_over_and_on_nothing_later() -> None:
+    """The loader asks for the next batch while the last one's rewards are not known yet."""
+    eager, late = course(), course()
+    for number in range(LAG):
+        eager.update(number)
+    with pytest.raises(ValueError, match=f"update {LAG} depends on 1; 0 are over"):
+        eager.update(LAG)
+
+    eager.note(0, {"addition": (1, 1)})
+    late.note(0, {"addition": (1, 1)})
+    asked = eager.update(LAG)
+    late.note(1, {"addition": (0, 1)})
+
+    assert late.update(LAG) == asked
+
+
+def test_a_course_that_goes_on_knows_what_was() -> None:
+    history = [{"addition": (0, 2)}, {"reversal": (2, 2)}, {"addition": (0, 1)}]
+    begun = course()
+    for number, mixed in enumerate(history):
+        begun.note(number, mixed)
+
+    assert course(history=history).update(4) == begun.update(4)
+    begun.note(1, {})  # what is noted anew takes what came after it away
+    assert begun.history == [history[0], {}]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -28,7 +30,7 @@ def test_families_whose_groups_are_mixed_come_more_often() -> None:
     found = weights(["mixed", "flat"], [{"mixed": (2, 2), "flat": (0, 2)}] * 10)
 
     assert found["mixed"] > 0.95
-    assert found["flat"] < 0.15
+    assert found["flat"] < 0.35
 
 
 def course(**more: object) -> Course:
@@ -58,7 +60,9 @@ def test_who_is_there_is_drawn_from_the_roster() -> None:
 def test_composed_questions_wait_until_it_is_their_turn() -> None:
     made = course(questions=40, simple_first=1)
 
-    assert {each.task.family for each in made.update(0)} <= SIMPLE
+    often = Counter(each.task.family for each in made.update(0))
+    assert set(often) == SIMPLE
+    assert max(often.values()) - min(often.values()) <= 1
     assert {each.task.family for each in made.update(1)} & COMPOSED
 
 

@@ -16,7 +16,7 @@ from .cold_start import offered
 from .families import CHAINS, FAMILIES
 from .tasks import Split, Task, draw
 
-FLOOR = 0.1
+FLOOR = 0.3
 """Weight of a family none of whose groups is mixed; of one whose groups all are, it is 1."""
 MEMORY = 0.7
 """What is kept of a family's share of mixed groups when it is seen again."""
@@ -67,7 +67,7 @@ class Course:
         questions: Of an update.
         fewest: Fewest workers that a question offers.
         tasks: How many different tasks a family has; small ones have fewer.
-        simple_first: Updates in which no composed tasks come.
+        simple_first: Updates in which no composed tasks come, and all others equally often.
         seed: Chooses them.
         history: What became of the updates before, if it goes on.
     """
@@ -112,14 +112,23 @@ class Course:
 
     def _draw(self, number: int, history: Sequence[Mixed]) -> tuple[Question, ...]:
         random = Random(f"{self._seed} {number}")  # noqa: S311
-        chains = number >= self._simple_first
-        often = weights([name for name in self._tasks if chains or name in FAMILIES], history)
-        chosen = random.choices(list(often), list(often.values()), k=self._questions)
+        chosen = self._families(number, history, random)
         found = []
         for group, family in enumerate(chosen):
             there = offered(random, self._workers, self._fewest)
             found.append(Question(random.choice(self._tasks[family]), there, group))
         return tuple(found)
+
+    def _families(self, number: int, history: Sequence[Mixed], random: Random) -> list[str]:
+        if number >= self._simple_first:
+            often = weights(list(self._tasks), history)
+            return random.choices(list(often), list(often.values()), k=self._questions)
+        # Equally often: a worker who is right where groups are mixed most would seem right anywhere.
+        simple = [name for name in self._tasks if name in FAMILIES]
+        order: list[str] = []
+        while len(order) < self._questions:
+            order += random.sample(simple, len(simple))
+        return order[: self._questions]
 
     def note(self, number: int, mixed: Mixed) -> None:
         """Keep what became of an update."""

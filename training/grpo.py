@@ -23,6 +23,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from logging import ERROR, getLogger
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -668,6 +669,10 @@ def _hushed() -> Iterator[None]:
 
     before = logging.get_verbosity()
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    # It tells at length of each completion that is masked; the metrics count them.
+    trl = getLogger("trl")
+    level = trl.level
+    trl.setLevel(ERROR)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "You are using 'rollout_func'")
@@ -675,6 +680,7 @@ def _hushed() -> Iterator[None]:
             yield
     finally:
         logging.set_verbosity(before)
+        trl.setLevel(level)
 
 
 def config_of(recipe: Recipe) -> GRPOConfig:

@@ -123,7 +123,7 @@ class Course:
         if number >= self._simple_first:
             often = weights(list(self._tasks), history)
             return random.choices(list(often), list(often.values()), k=self._questions)
-        # Equally often: a worker who is right where groups are mixed most would seem right anywhere.
+        # Equally often: who is right where groups are mixed most would seem right anywhere.
         simple = [name for name in self._tasks if name in FAMILIES]
         order: list[str] = []
         while len(order) < self._questions:

@@ -22,16 +22,16 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from logging import ERROR, getLogger
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from conductor.config import load_pool
-from conductor.prompt import brief_messages, revision_messages
+from conductor.prompt import brief_messages, plan_messages, revision_messages
 from grammar import decoding_grammar
 from runtime import (
     PACKAGED,
@@ -76,7 +76,8 @@ class Begin(Table):
 
     adapter: Path | None = None
     """An adapter to begin with instead."""
-    updates: int = Field(default=100, ge=1)
+    updates: int = Field(default=100, ge=0)
+    """0: none; the model is trained as it is, in all its weights."""
     batch: int = Field(default=16, ge=1)
     rate: float = Field(default=2e-3, gt=0)
     rank: int = Field(default=8, ge=1)
@@ -156,6 +157,9 @@ class Recipe(Table):
     seed: int = Field(default=0, ge=0)
     engine: Literal["in-process", "trl", "vllm"] = "in-process"
     """Who samples: we on a CPU, TRL (transformers), or vLLM on GPUs."""
+    prompt: Literal["brief", "full"] = "brief"
+    """What it is asked with: the query and who is there; or what a plan is, with examples, as
+    models are that were not trained. The second always offers the whole roster."""
     constrained: bool = False
     """Whether to sample under the plan grammar; in-process only. The loss then takes the tokens
     that the grammar forces for chosen ones."""
@@ -179,6 +183,25 @@ class Recipe(Table):
     run: Running = Running()
     trl: Mapping[str, Any] = Field(default_factory=dict)
     """Further settings of trl.GRPOConfig: GPUs, vLLM, accelerate."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Recipe:
+        if self.engine != "in-process" and self.constrained:
+            raise ValueError('constrained = true takes engine = "in-process"')
+        if self.engine != "in-process" and self.grpo.rounds == 2:
+            raise ValueError('grpo.rounds = 2 takes engine = "in-process"')
+        return self
+
+    def asked(self, question: str, offered: Sequence[int]) -> tuple[Message, ...]:
+        """What the Conductor is asked: what serving asks it.
+
+        Args:
+            question: The query.
+            offered: Who is there.
+        """
+        if self.prompt == "brief":
+            return brief_messages(question, offered)
+        return plan_messages(question, len(offered), most_steps=self.run.most_steps)
 
 
 def read_recipe(path: str | Path, changes: Sequence[str] = (), **given: Any) -> Recipe:
@@ -281,7 +304,7 @@ class _Play:
         prompts = [
             [
                 {"role": each.role, "content": each.content}
-                for each in brief_messages(question.task.question, question.offered)
+                for each in self.recipe.asked(question.task.question, question.offered)
             ]
             for question in questions
         ]
@@ -297,7 +320,7 @@ class _Play:
         _follow(self._decoder, trainer.accelerator.unwrap_model(trainer.model))
         firsts = self._sample(
             questions,
-            [brief_messages(each.task.question, each.offered) for each in questions],
+            [self.recipe.asked(each.task.question, each.offered) for each in questions],
             [
                 [(self.recipe.seed, update, each.group, at) for at in range(how.group)]
                 for each in questions
@@ -327,7 +350,7 @@ class _Play:
             [questions[at // how.group] for at in again],
             [
                 revision_messages(
-                    brief_messages(played[at].task.question, played[at].offered),
+                    self.recipe.asked(played[at].task.question, played[at].offered),
                     texts[at],
                     answers[at],
                 )
@@ -596,8 +619,8 @@ def _loaded(recipe: Recipe, adapter: Path | None) -> tuple[Any, Any]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # PEFT asks transformers for what it renames
             model = PeftModel.from_pretrained(model, str(adapter), is_trainable=True)
-        # By the name of a packaged model PEFT would look for it on the hub at each checkpoint.
-        model.peft_config["default"].base_model_name_or_path = _folder(recipe)
+            # By the name of a packaged model PEFT would look for it on the hub at each checkpoint.
+            model.peft_config["default"].base_model_name_or_path = _folder(recipe)
     return model, tokenizer
 
 
@@ -747,12 +770,13 @@ def outline(recipe: Recipe) -> list[str]:
     how = recipe.grpo
     size = how.questions * how.group * how.rounds
     config = config_of(recipe)
-    plain = vars(type(config)(output_dir=".", use_cpu=True, bf16=False))
+    plain = type(config)(output_dir=".", use_cpu=True, bf16=False)
     told = {
-        name: value
-        for name, value in vars(config).items()
-        if value != plain.get(name) and not name.startswith("_") and name not in _OURS
+        each.name: getattr(config, each.name)
+        for each in fields(config)
+        if each.init and each.name not in _OURS
     }
+    told = {name: value for name, value in told.items() if value != getattr(plain, name)}
     rounds = " in two rounds" if how.rounds == 2 else ""
     return [
         f"roster: {', '.join(f'{at} {name}' for at, name in enumerate(roster))}",
@@ -834,7 +858,7 @@ def train(
     pool = pool if pool is not None else load_pool(recipe.pool)
     roster = recipe.roster or pool.names
     adapter = recipe.begin.adapter
-    if adapter is None:
+    if adapter is None and recipe.begin.updates:
         adapter = output / "cold"
         if not (adapter / "training.json").exists():
             _cold(recipe, len(roster), adapter, progress)
@@ -864,7 +888,7 @@ def _learn(
     recipe: Recipe,
     pool: Pool,
     roster: Sequence[str],
-    adapter: Path,
+    adapter: Path | None,
     kept: Path | None,
     updates: int,
     began: float,
@@ -886,7 +910,7 @@ def _learn(
     course = Course(
         len(roster),
         questions=how.questions,
-        fewest=recipe.tasks.fewest,
+        fewest=recipe.tasks.fewest if recipe.prompt == "brief" else len(roster),
         tasks=recipe.tasks.each,
         simple_first=recipe.tasks.simple_first,
         seed=recipe.seed,

@@ -178,22 +178,24 @@ async def write(
     tasks: Sequence[Task],
     workers: int,
     *,
+    there: Sequence[int] = (),
     temperature: float = 1.0,
     most_tokens: int = 128,
     seed: int = 0,
 ) -> list[Written]:
-    """Let a Conductor write a plan for each task, freely, of random pools.
+    """Let a Conductor write a plan for each task, freely.
 
     Args:
         conductor: The model with its adapter.
         tasks: The questions.
         workers: How many the roster has.
+        there: Who is offered; of each question others, drawn by chance, if empty.
         temperature: Of its choices.
         most_tokens: Longest completion.
         seed: Draws the pools, and the choices.
     """
     random = Random(seed)  # noqa: S311
-    numbers = [offered(random, workers) for _ in tasks]
+    numbers = [tuple(there) or offered(random, workers) for _ in tasks]
     texts = [""] * len(tasks)
 
     async def one(at: int) -> None:

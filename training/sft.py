@@ -204,7 +204,11 @@ def save_adapter(adapted: Any, model: str, target: Path) -> None:
     config = adapted.peft_config["default"]
     named = config.base_model_name_or_path
     config.base_model_name_or_path = model
-    adapted.save_pretrained(target, save_embedding_layers=False)  # else it asks the hub
+    adapted.save_pretrained(
+        target,
+        selected_adapters=["default"],  # beside it there may be the one that GRPO refers to
+        save_embedding_layers=False,  # else it asks the hub
+    )
     config.base_model_name_or_path = named
     (target / "README.md").unlink(missing_ok=True)  # a form that PEFT leaves to fill in
     file = target / "adapter_model.safetensors"

@@ -638,7 +638,7 @@ def _freeze(model: Any, layers_from: int) -> None:
     for name, weight in model.named_parameters():
         parts = name.split(".layers.")
         if len(parts) == 2 and weight.requires_grad:
-            weight.requires_grad = int(parts[1].split(".")[0]) >= layers_from
+            weight.requires_grad_(int(parts[1].split(".")[0]) >= layers_from)
 
 
 def _trainer_of(recipe: Recipe) -> Any:
@@ -662,6 +662,9 @@ def _trainer_of(recipe: Recipe) -> Any:
         ) -> tuple[Any, Any, None]:
             import torch
 
+            if torch.is_grad_enabled():
+                # PEFT makes all of an adapter trainable when it comes back from another one.
+                _freeze(self.model, recipe.grpo.layers_from)
             prompts, completions = [], []
             for row, mask in zip(input_ids, attention_mask.bool(), strict=True):
                 prompts.append(row[:-logits_to_keep][mask[:-logits_to_keep]].tolist())

@@ -3,6 +3,7 @@ configuration."""
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Mapping
 from functools import lru_cache
@@ -21,6 +22,8 @@ _READS = 2048
 ORCHESTRA = EMBEDDED_ROUTER / "orchestra.toml"
 """The pool that it was trained on: the packaged model and specialists made of it. Wherever a pool
 file is named, its name is ``orchestra``."""
+EMBEDDED_CONDUCTOR = EMBEDDED_ROUTER / "conductor"
+"""Folder of the Conductor that comes with the package, trained on the same players."""
 
 
 def pool_file(env: Mapping[str, str] = os.environ) -> Path | None:
@@ -129,11 +132,52 @@ def load_pool(
     chosen = path or ("orchestra" if orchestra else pool_file())
     if not chosen:
         return embedded_pool(progress)
-    pool = Pool.load(pool_path(chosen))
+    pool = _with_conductor(Pool.load(pool_path(chosen)))
     for worker in pool:
         if isinstance(worker, LocalWorker):
             worker.model.progress = progress
     return pool
+
+
+def _with_conductor(pool: Pool) -> Pool:
+    """Let the Conductor that comes with the package write the plans of its own players."""
+    if pool.source != str(ORCHESTRA.absolute()):
+        return pool
+    return conducted(pool, EMBEDDED_CONDUCTOR)
+
+
+def conducted(pool: Pool, folder: Path) -> Pool:
+    """Let a trained Conductor write a pool's plans.
+
+    Args:
+        pool: Workers of its roster.
+        folder: What `conductor train conductor` made.
+
+    Raises:
+        PoolError: If there is no trained Conductor.
+    """
+    try:
+        about = json.loads((folder / "conductor.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise PoolError(f"{folder}: no trained Conductor: {error}") from error
+    shared = (
+        w.model for w in pool if isinstance(w, LocalWorker) and w.model.name == about["model"]
+    )
+    planner = LocalWorker(
+        "conductor",
+        next(shared, None) or about["model"],
+        adapter=folder if about["adapter"] else "",
+        card=f"trained to lead {', '.join(about['roster'])}",
+        input_tokens=_READS,
+    )
+    planning = PlannerSettings(
+        most_steps=about["most_steps"],
+        roster=tuple(about["roster"]),
+        sampling=Sampling(temperature=0.0, max_tokens=256),
+    )
+    return Pool(
+        pool, planner=planner, planning=planning, settings=pool.settings, source=pool.source
+    )
 
 
 def pool_path(path: str | Path) -> Path:
@@ -156,4 +200,4 @@ def pool_of(
     if path is None and not run.pool:
         told = "its pool was made in Python; name a pool file with --pool, or use resume() there"
         raise PoolError(f"run {run.id}: {told}")
-    return Pool.load(pool_path(path or run.pool))
+    return _with_conductor(Pool.load(pool_path(path or run.pool)))

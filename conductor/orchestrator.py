@@ -101,9 +101,9 @@ class Conductor:
         telemetry: Telemetry | None = None,
     ) -> None:
         if pool is None:
-            from .config import EMBEDDED, ORCHESTRA, embedded_pool
+            from .config import EMBEDDED, embedded_pool, load_pool
 
-            pool = Pool.load(ORCHESTRA) if router == EMBEDDED else embedded_pool()
+            pool = load_pool("orchestra") if router == EMBEDDED else embedded_pool()
         self.pool = pool
         self.journal = journal
         self.cache = cache

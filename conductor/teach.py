@@ -296,7 +296,8 @@ def eval(
         typer.Option(
             "--conductor",
             metavar="NAME=WHAT",
-            help="A Conductor model: a worker of the pool, or a pool file whose planner it is.",
+            help="A Conductor model: a worker of the pool, a pool file whose planner it is, or "
+            "the folder of a trained one.",
         ),
     ] = None,
     rounds: Annotated[
@@ -340,8 +341,9 @@ def eval(
     from dataclasses import replace
     from shlex import join
 
-    from runtime import CallCache, Pool
+    from runtime import CallCache
 
+    from .config import load_pool
     from .planner import Planner
 
     with _told(), ExitStack() as stack:
@@ -373,7 +375,7 @@ def eval(
         if pool is not None:
             out.mkdir(parents=True, exist_ok=True)
             cache = stack.enter_context(CallCache(out / "calls.db"))
-            bench = Bench(Pool.load(pool), cache, journal(journal_file, no_journal))
+            bench = Bench(load_pool(pool), cache, journal(journal_file, no_journal))
             conductors = {
                 name: planner_of(what or name, bench.pool)
                 for name, _, what in (each.partition("=") for each in conductor or ())

@@ -45,8 +45,10 @@ from runtime import (
     prompt_ids,
 )
 
+from .card import write_card
 from .cold_start import ColdStart
 from .cold_start import train as train_cold
+from .conductor_pictures import draw
 from .course import Course, Mixed, Question
 from .players import MODEL
 from .recipes import RecipeError, Table, read
@@ -1022,3 +1024,6 @@ def _write(
         "last": dict(last),
     }
     (recipe.output / ABOUT).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+    if recipe.pictures:
+        draw(recipe.output)
+    write_card(recipe.output)

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from conductor import Planner
+from conductor.config import conducted
 from conductor.router import HEAD, SETTINGS, Encoder, Router, probabilities
 from runtime import LocalWorker, Pool
 
@@ -278,13 +279,17 @@ def planner_of(what: str, pool: Pool) -> Planner:
     """Find a Conductor model.
 
     Args:
-        what: A worker of the pool, which is asked as the pool says; or a pool file, whose planner
-            is asked as that file says.
+        what: A worker of the pool, which is asked as the pool says; a pool file, whose planner
+            is asked as that file says; or the folder of a trained Conductor, which is not held to
+            the grammar here: what it writes freely is to be told.
         pool: Whose workers it plans for.
 
     Raises:
-        PoolError: If it is neither.
+        PoolError: If it is none of these.
     """
+    if Path(what).is_dir() and what not in pool.names:
+        trained = conducted(pool, Path(what))
+        return Planner(trained.planner, trained.planning, constrained=False)
     if what in pool.names or not Path(what).is_file():
         return Planner(pool[what], pool.planning)
     other = Pool.load(what)

@@ -114,6 +114,7 @@ def curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
         rows: Of the metrics. What is null is left out.
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     shown: list[tuple[str, str, tuple[float | None, float | None]]] = [
         ("reward", "reward", (0, 1)),
@@ -145,6 +146,7 @@ def curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
             )
         panel.set_title(title, fontsize=9, loc="left")
         panel.set_ylim(bottom=low, top=high)
+        panel.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         panel.tick_params(labelsize=8)
         bare(panel)
     for panel in panels[4:]:
@@ -411,6 +413,7 @@ def pays(samples: Sequence[Sample]) -> Figure:
     right.set_xlim(0, 1)
     right.set_title("right answers", fontsize=9, loc="left")
     rest.set_xlim(-1, 1)
+    rest.set_xticks([-1, -0.5, 0, 0.5, 1])
     rest.axvline(0, color=INK, lw=0.8)
     rest.set_title("less other plans, same questions", fontsize=9, loc="left")
     for panel, last in ((right, 1.06), (rest, 1.12)):

@@ -141,7 +141,7 @@ def load_pool(
 
 def _with_conductor(pool: Pool) -> Pool:
     """Let the Conductor that comes with the package write the plans of its own players."""
-    if pool.source != str(ORCHESTRA.absolute()):
+    if pool.source != str(ORCHESTRA.absolute()) or not EMBEDDED_CONDUCTOR.is_dir():
         return pool
     return conducted(pool, EMBEDDED_CONDUCTOR)
 

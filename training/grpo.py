@@ -685,7 +685,7 @@ def _trainer_of(recipe: Recipe, workers: int) -> Any:
 
     class InProcess(Trainer):
         def _compute_loss(self, model: Any, inputs: Any) -> Any:
-            loss = super()._compute_loss(model, inputs)
+            loss = super()._compute_loss(model, inputs)  # type: ignore[no-untyped-call]
             if recipe.grpo.form:
                 plain = _causal(self.accelerator.unwrap_model(model))
                 tokenizer = self.processing_class

@@ -432,11 +432,11 @@ def estimate(
     """Estimate steps, tokens and dollars of a plan or a query; nothing is called."""
     from runtime import PoolFile
 
-    from .config import embedded_pool, pool_file
+    from .config import described_pool, pool_file
     from .estimate import estimate as estimated
 
     file = pool or pool_file()
-    team = PoolFile.read(file) if file else embedded_pool()
+    team = described_pool(file)
     names = tuple(team.workers) if isinstance(team, PoolFile) else team.names
     given: Plan | str = asked
     if _is_file(asked):
@@ -706,9 +706,9 @@ async def _workers(file: Path | None) -> list[_Row]:
     """Ask every worker of a pool file, or of the embedded pool, how it is."""
     import anyio
 
-    from runtime import Health, PoolError, PoolFile, Terms
+    from runtime import Health, Pool, PoolError, Terms
 
-    from .config import embedded_pool
+    from .config import described_pool
     from .show import terms_words
 
     checks: list[tuple[str, str, bool, Sequence[str], Callable[[], Awaitable[Health]]]] = []
@@ -716,12 +716,13 @@ async def _workers(file: Path | None) -> list[_Row]:
     async def broken(why: str) -> Health:
         return Health(False, why)
 
-    if file is None:
-        pool = embedded_pool()
-        for worker in (*pool, pool.planner):
-            checks.append((worker.name, worker.card, worker is pool.planner, (), worker.check))
+    described = described_pool(file)
+    if isinstance(described, Pool):
+        planner_too = () if described.planner.name in described.names else (described.planner,)
+        for worker in (*described, *planner_too):
+            planner = worker.name == described.planner.name
+            checks.append((worker.name, worker.card, planner, (), worker.check))
     else:
-        described = PoolFile.read(file)
         for name, table in described.workers.items():
             planner = described.planner is not None and described.planner.worker == name
             what = getattr(table, "model", "the Conductor itself")

@@ -6,10 +6,20 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
-from runtime import LocalModel, LocalWorker, PlannerSettings, Pool, PoolError, Run, Sampling
+from runtime import (
+    LocalModel,
+    LocalWorker,
+    PlannerSettings,
+    Pool,
+    PoolError,
+    PoolFile,
+    Run,
+    Sampling,
+)
 
 POOL_FILE = "conductor.toml"
 EMBEDDED_MODEL = "smollm2-135m-instruct"
@@ -60,15 +70,38 @@ def local_model(name: str = EMBEDDED_MODEL) -> LocalModel:
 
 
 def embedded_pool(progress: Callable[[str], None] = lambda stage: None) -> Pool:
-    """The pool that needs no keys: one packaged small model, three ways of decoding it.
+    """The pool that needs no keys: the orchestra, led by the Conductor that was trained on it.
 
-    These are settings of one model and not three models of different skill: enough to see plans
-    written and carried out for real, not to profit from them. The Conductor model is the same one,
-    untrained, so it decodes under the plan grammar.
+    Players answer as in the pool ``orchestra``, but for the one that knows facts and writes
+    sentences: it may write more of them.
 
     Args:
         progress: Is told about the download and conversion, the first time.
     """
+    if not EMBEDDED_CONDUCTOR.is_dir():
+        return _untrained_pool(progress)
+    model = local_model()
+    model.progress = progress
+    players = [
+        LocalWorker(
+            each.name,
+            model,
+            adapter=each.adapter,
+            sampling=each.sampling if each.adapter else replace(each.sampling, max_tokens=120),
+            card=each.card,
+            tags=("local",),
+            input_tokens=_READS,
+            tools="first",
+        )
+        for each in Pool.load(ORCHESTRA)
+        if isinstance(each, LocalWorker)
+    ]
+    return conducted(Pool(players, source=EMBEDDED), EMBEDDED_CONDUCTOR)
+
+
+def _untrained_pool(progress: Callable[[str], None]) -> Pool:
+    """The packaged model, decoded in three ways, and untrained as a Conductor: what there is where
+    the package has no trained one."""
     model = local_model()
     model.progress = progress
     workers = [
@@ -178,6 +211,21 @@ def conducted(pool: Pool, folder: Path) -> Pool:
     return Pool(
         pool, planner=planner, planning=planning, settings=pool.settings, source=pool.source
     )
+
+
+def described_pool(path: Path | None = None) -> PoolFile | Pool:
+    """What can be told of a pool without keys: its file, or the pool itself where the package
+    brings it.
+
+    Args:
+        path: The pool file; the embedded pool if None.
+
+    Raises:
+        PoolError: If the file is wrong.
+    """
+    if path is None:
+        return embedded_pool()
+    return load_pool(path) if path.absolute() == ORCHESTRA.absolute() else PoolFile.read(path)
 
 
 def pool_path(path: str | Path) -> Path:

@@ -29,7 +29,7 @@ from runtime import (
     step_messages,
 )
 
-from .prompt import plan_messages
+from .prompt import brief_messages, plan_messages
 
 LEAST_OUTPUT = 20
 """Tokens of a short reply."""
@@ -213,19 +213,25 @@ def _of_query(
     settings: PlannerSettings,
     cards: Sequence[str],
 ) -> Estimate:
-    asked = plan_messages(
-        query,
-        len(workers),
-        most_steps=settings.most_steps,
-        least_steps=settings.least_steps,
-        cards=cards if settings.cards else (),
-    )
+    longest_subtask = settings.subtask_characters
+    if settings.roster:
+        offered = [at for at, name in enumerate(settings.roster) if name in workers]
+        asked = brief_messages(query, offered)
+        longest_subtask = max(longest_subtask, len(query))  # such a one often hands the query on
+    else:
+        asked = plan_messages(
+            query,
+            len(workers),
+            most_steps=settings.most_steps,
+            least_steps=settings.least_steps,
+            cards=cards if settings.cards else (),
+        )
     planning = _planning(planner, asked, settings.sampling)
     team = workers.values()
     least, most = settings.least_steps, settings.most_steps
     # The lightest plan reads nothing and says little; in the heaviest all read all before them.
     light = Plan.of(["x" * CHARACTERS_PER_TOKEN] * least, [0] * least, [[]] * least)
-    heavy = Plan.of(["x" * settings.subtask_characters] * most, [0] * most, ["all"] * most)
+    heavy = Plan.of(["x" * longest_subtask] * most, [0] * most, ["all"] * most)
     longest = max(worker.most_output for worker in team)
     calls: dict[str, list[StepEstimate]] = {name: [] for name in workers}
     for index in range(most):
@@ -248,7 +254,7 @@ def _of_query(
         low_cost = min(each.least for each in costs) if needed else Decimal(0)
         spent += Range(low_cost, max(each.most for each in costs))
     everyone = (planning, *by_worker)
-    subtasks = f"subtasks of at most {settings.subtask_characters} characters, "
+    subtasks = f"subtasks of at most {longest_subtask} characters, "
     return Estimate(
         steps=Range(least, most),
         critical_path=(),

@@ -368,8 +368,8 @@ class Watch:
         for line in _filled(self._footer(run), self._console.width):
             self._console.print(Text(line, style="dim"), soft_wrap=True)
         if run.pool == EMBEDDED:
-            hint = "This was one small untrained model in this process; `conductor init` sets up"
-            self._console.print(Text(f"{hint} better ones.", style="dim"))
+            hint = "This was one small model in this process; `conductor init` sets up better ones."
+            self._console.print(Text(hint, style="dim"))
 
     def _waiting(self, run: Run) -> None:
         """Say which tools the run waits for, and how it goes on."""

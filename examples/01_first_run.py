@@ -1,6 +1,6 @@
 """A first run: one query, no keys, no configuration.
 
-A small model that comes with the package writes a plan, its workers carry it out, and the run
+A small model that comes with the package writes a plan, its players carry it out, and the run
 tells who did what. The first time, the model is fetched and converted (about two minutes).
 
     python examples/01_first_run.py

@@ -1,4 +1,4 @@
-"""Write a plan by hand, as a file, and carry it out with two workers.
+"""Write a plan by hand, as a file, and carry it out.
 
 A plan is three lists of the same length: what each step does, who does it, and which earlier
 steps it reads. Mistakes are told with line, column and what would be right.
@@ -14,7 +14,7 @@ from conductor import Conductor, PlanError, embedded_pool, parse_file, topology
 PLAN = """\
 # two views, then one answer
 subtasks = ["Say what speaks for it.", "Say what speaks against it.", "Give short advice."]
-workers  = ["steady", "creative", "steady"]
+workers  = [0, 0, 0]  # the first of the pool
 access   = [[], [], [0, 1]]
 """
 

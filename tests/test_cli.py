@@ -14,7 +14,8 @@ import conductor
 from conductor.report import explain
 from grammar import RULES
 
-GOOD = 'subtasks = ["Say yes.", "Say no."]\nworkers = ["brief", "steady"]\naccess = [[], [0]]\n'
+FIRST, *_, LAST = conductor.embedded_pool().names
+GOOD = f'subtasks = ["Say yes.", "Say no."]\nworkers = ["{FIRST}", "{LAST}"]\naccess = [[], [0]]\n'
 FIVE_MISTAKES = """\
 subtasks = ["Draft.", "", 7]
 workers  = [0, True, 1]
@@ -81,13 +82,13 @@ def test_check_of_good_files_says_so(tmp_path: Path) -> None:
 
 def test_check_against_a_pool_suggests_the_nearest_name(tmp_path: Path) -> None:
     """A misspelt worker is found where the pool is known."""
-    (tmp_path / "pool.toml").write_text('[workers.steady]\nkind = "local"\n', encoding="utf-8")
-    (tmp_path / "a.plan").write_text(GOOD.replace("brief", "stedy"), encoding="utf-8")
+    (tmp_path / "pool.toml").write_text('[workers.teller]\nkind = "local"\n', encoding="utf-8")
+    (tmp_path / "a.plan").write_text(GOOD.replace(FIRST, "tellr"), encoding="utf-8")
 
     done = command("check", "a.plan", "--pool", "pool.toml", cwd=tmp_path)
 
     assert done.returncode == 1
-    assert "did you mean 'steady'?" in done.stdout
+    assert "did you mean 'teller'?" in done.stdout
 
 
 def test_check_fix_repairs_the_file_in_place(tmp_path: Path) -> None:
@@ -208,8 +209,8 @@ def test_graph_draws_in_the_terminal(tmp_path: Path) -> None:
 
     done = command("graph", "a.plan", cwd=tmp_path)
 
-    assert done.stdout.startswith("chain, 2 steps\n\n●  0 brief")
-    assert "◉  1 steady" in done.stdout
+    assert done.stdout.startswith(f"chain, 2 steps\n\n●  0 {FIRST}")
+    assert f"◉  1 {LAST}" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -323,8 +324,8 @@ def test_run_of_a_written_plan_records_everything(tmp_path: Path) -> None:
     run = conductor.Run.from_json(done.stdout)
     assert done.returncode == 0, done.stderr
     assert [(step.worker, step.state) for step in run.steps] == [
-        ("brief", "done"),
-        ("steady", "done"),
+        (FIRST, "done"),
+        (LAST, "done"),
     ]
     assert "step 1 done" in done.stderr
     (tmp_path / "run.json").write_text(done.stdout, encoding="utf-8")
@@ -351,7 +352,7 @@ def test_quiet_single_pick_prints_the_answer_alone(tmp_path: Path) -> None:
     """One worker, no plan, nothing but its reply."""
     query = "What is the capital of France?"
 
-    done = command("run", "-", "--worker", "steady", "--quiet", cwd=tmp_path, stdin=query)
+    done = command("run", "-", "--worker", FIRST, "--quiet", cwd=tmp_path, stdin=query)
 
     assert (done.returncode, done.stderr) == (0, "")
     assert "Paris" in done.stdout
@@ -359,11 +360,12 @@ def test_quiet_single_pick_prints_the_answer_alone(tmp_path: Path) -> None:
 
 def test_plan_writes_a_plan_that_run_accepts(tmp_path: Path) -> None:
     """`conductor plan` prints a plan file, with no more workers than allowed."""
-    done = command("plan", "Why is the sky blue?", "--without", "creative", "-q", cwd=tmp_path)
+    done = command("plan", "Why is the sky blue?", "--without", LAST, "-q", cwd=tmp_path)
 
-    plan = conductor.parse_file(done.stdout, workers=["brief", "steady"])
+    left = [name for name in conductor.embedded_pool().names if name != LAST]
+    plan = conductor.parse_file(done.stdout, workers=left)
     assert done.returncode == 0, done.stderr
-    assert set(plan.workers) <= {"brief", "steady"}
+    assert set(plan.workers) <= set(left)
 
 
 def test_deadline_ends_a_run_with_its_reason(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from conductor import parse
+from conductor import embedded_pool, parse
 
 FOLDER = Path(__file__).parents[1] / "examples"
 EXAMPLES = sorted(FOLDER.glob("*.py"))
@@ -56,7 +56,7 @@ def test_a_first_run(capsys: pytest.CaptureFixture[str]) -> None:
 
     assert "The plan, written by conductor:" in told
     plan = parse(told)
-    assert len(plan) >= 2
+    assert len(plan) >= 1
     assert steps == [(str(step.index), step.worker) for step in plan]
     assert answer.strip() not in ("", "None")
 
@@ -68,7 +68,7 @@ def test_write_a_plan_file(capsys: pytest.CaptureFixture[str]) -> None:
     assert "advice.plan:4:25" in text
     assert "step 2 reads itself" in text
     heads = re.findall(r"^--- (step \d, \w+)$", text, re.MULTILINE)
-    assert heads == ["step 0, steady", "step 1, creative", "step 2, steady"]
+    assert heads == [f"step {index}, {embedded_pool().names[0]}" for index in range(3)]
 
 
 def test_shapes(capsys: pytest.CaptureFixture[str]) -> None:

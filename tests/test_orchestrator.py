@@ -270,7 +270,7 @@ def test_the_embedded_pool_answers_without_keys() -> None:
     assert run.state is RunState.DONE, run.failure
     assert run.source is PlanSource.CONDUCTOR
     assert run.workers == embedded_pool().names
-    assert run.plan and len(run.plan) >= 2
+    assert run.plan
     assert [step.state for step in run.steps] == [StepState.DONE] * len(run.plan)
     assert run.answer and run.answer.strip()
     assert run.usage.output_tokens > 0 < run.planning_usage.output_tokens

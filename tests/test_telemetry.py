@@ -1404,7 +1404,7 @@ def shell(script: str, folder: Path, **env: str) -> subprocess.CompletedProcess[
     )
 
 
-def test_the_command_of_the_page_sends_a_run_of_the_embedded_pool(tmp_path: Path) -> None:
+def test_the_command_of_the_page_sends_a_run(tmp_path: Path) -> None:
     (script,) = blocks("sh")
     with collecting() as collector:
         assert script.count("http://localhost:4318") == 1
@@ -1421,7 +1421,7 @@ def test_the_command_of_the_page_sends_a_run_of_the_embedded_pool(tmp_path: Path
     ]
     assert {span.name for span in spans} == {
         "invoke_workflow conductor",
-        "invoke_agent brief",
+        "invoke_agent plain",
         "chat smollm2-135m-instruct",
     }
     assert len({span.trace_id for span in spans}) == 1

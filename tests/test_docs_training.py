@@ -7,19 +7,32 @@ import shlex
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from conductor import Pool
+from conductor.cli import app
 from conductor.config import ORCHESTRA
 from conductor.prompt import brief_messages, plan_text
 from grammar import parse
 from training.cold_start import main
 
-PAGE = (Path(__file__).parents[1] / "docs" / "training.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
 
 
-def block(language: str) -> str:
-    (found,) = re.findall(rf"^```{language}\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
-    return str(found)
+def block(language: str, number: int = 0) -> str:
+    found = re.findall(rf"^```{language}\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+    return str(found[number])
+
+
+def test_the_recipe_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+
+    done = CliRunner().invoke(app, [*shlex.split(block("sh"))[1:], "--dry-run"])
+
+    assert done.exit_code == 0, done.stderr
+    assert "roster: 0 plain, 1 calculator, 2 speller, 3 sorter, 4 logician, 5 teller" in done.stdout
+    assert "loss_type = grpo" in done.stdout
 
 
 def test_the_prompt_is_the_one_that_is_shown() -> None:
@@ -54,7 +67,7 @@ def test_the_command_trains_and_measures(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    python, flag, module, *arguments = shlex.split(block("sh"))
+    python, flag, module, *arguments = shlex.split(block("sh", 1))
     assert (python, flag, module) == ("python", "-m", "training.cold_start")
 
     main([*arguments, "--updates", "2", "--tasks", "8", "--model", str(tiny_folder)])

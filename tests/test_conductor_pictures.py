@@ -164,3 +164,22 @@ def test_second_rounds_are_drawn_by_family() -> None:
     told = [text.get_text() for text in figure.legends[0].get_texts()]
     assert told == [Second.KEPT_RIGHT, Second.MENDED]
     assert figure.axes[0].get_title(loc="left") == "addition (2)"
+
+
+def test_a_training_that_wrote_no_plan_is_drawn_too(folder: Path, tmp_path: Path) -> None:
+    rows = read_rows(folder / "rollouts.jsonl")[:16]
+    nothing = {"valid": False, "score": None, "subtasks": None, "workers": None, "access": None}
+    (tmp_path / "rollouts.jsonl").write_text(
+        "".join(json.dumps(row | nothing) + "\n" for row in rows), encoding="utf-8"
+    )
+    (tmp_path / "metrics.jsonl").write_text(
+        json.dumps({"update": 0, "reward": 0.0, "parse": 0.0, "correct": None, "steps": None})
+        + "\n",
+        encoding="utf-8",
+    )
+
+    names = {path.name for path in draw(tmp_path)}
+
+    assert names == {f"{name}.svg" for name in PICTURES} - {"workers.svg", "rounds.svg"} | {
+        "plans.md"
+    }

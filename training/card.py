@@ -290,9 +290,12 @@ def _trained(of: _Folder) -> str:
         f"a part of the roster, drawn by lot. Sampling was "
         f"{'constrained to the grammar' if recipe['constrained'] else 'free'}."
     )
+    if terms := list(_terms(how)):
+        parts.append(f"**Beside the reward**: {'; '.join(terms)}.")
     parts.append(
-        "**Reward**: 0 for what is no plan, 0.5 for a plan whose answer is wrong, 1 for one whose "
-        "answer is right, as programs grade it. What failed for technical reasons was masked."
+        f"**Reward**: 0 for what is no plan, 0.5 for a plan whose answer is wrong, 1 for one whose "
+        f"answer is right, as programs grade it"
+        f"{_taken_off(recipe.get('run', {}))}. What failed for technical reasons was masked."
     )
     parts.append(
         f"**Data**: {questions:,} different questions that `training/families.py` drew, training "
@@ -300,6 +303,31 @@ def _trained(of: _Folder) -> str:
         f"{len(of.samples):,} completions in all. No data of other people."
     )
     return "\n\n".join(parts)
+
+
+def _terms(how: Mapping[str, Any]) -> Iterator[str]:
+    """What the loss has beside rewards."""
+    if how["beta"]:
+        yield f"a KL term to the model that it began as, weight {how['beta']:g}"
+    if how.get("entropy"):
+        yield f"an entropy bonus, weight {how['entropy']:g}"
+    if how.get("form"):
+        yield (
+            f"the cold start's loss on {how['forms']} composed questions an update that are taken "
+            f"apart, the workers' numbers left out, weight {how['form']:g} (so that it takes "
+            f"questions apart is not the reward's doing alone; whom it names is)"
+        )
+    if how.get("layers_from"):
+        yield f"only layers from {how['layers_from']} on were trained"
+
+
+def _taken_off(run: Mapping[str, Any]) -> str:
+    told = [
+        f"{run[name]:g} for {what}"
+        for name, what in (("cost", "a tenth of a cent"), ("length", "a token of the completion"))
+        if run.get(name)
+    ]
+    return f", less {' and '.join(told)}" if told else ""
 
 
 def _figures(of: _Folder, figures: Mapping[str, Any]) -> str:

@@ -62,7 +62,7 @@ PICTURES: Mapping[str, str] = {
     "ticks below are the updates in which the family was asked.",
     "workers": "Whom it names, by family: shares of the workers over the updates. Of questions of "
     "several parts, the plans that take them apart, by step. Questions offer workers by lot, so "
-    "none can have all.",
+    "none can have all. What there are fewer than 20 plans of is left out.",
     "choices": "Whom it names of those who are offered, in the first and in the last fifth of a "
     "family's questions; and how often the answer was right with each worker, all along.",
     "pays": "Why it writes what it writes: share of right answers of each form of plan in the last "
@@ -75,6 +75,8 @@ PICTURES: Mapping[str, str] = {
 }
 """What each picture shows, by its name."""
 
+_FEWEST = 20
+"""Shares of fewer plans are not drawn over the updates."""
 _BLUE, _PALE = "#0b5fa5", "#9dbfdc"
 _FORMS: Mapping[Form, tuple[str, str]] = {
     Form.HANDED_ON: ("#cfe2f1", ""),
@@ -146,7 +148,7 @@ def curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
             )
         panel.set_title(title, fontsize=9, loc="left")
         panel.set_ylim(bottom=low, top=high)
-        panel.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        panel.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
         panel.tick_params(labelsize=8)
         bare(panel)
     for panel in panels[4:]:
@@ -279,8 +281,16 @@ def _shade(worker: int) -> tuple[str, str]:
 
 
 def workers(samples: Sequence[Sample], roster: Sequence[str]) -> Figure:
-    """Draw the shares of the workers over the updates: of simple families, and of steps."""
-    places = [place for place in places_of(samples) if place.of(samples)]
+    """Draw the shares of the workers over the updates: of simple families, and of steps.
+
+    Raises:
+        ValueError: If there is no valid plan.
+    """
+    seen = {place: len(place.of(samples)) for place in places_of(samples)}
+    least = min(_FEWEST, max(seen.values()))
+    places = [place for place, count in seen.items() if count >= least > 0]
+    if not places:
+        raise ValueError("there is no valid plan among the samples; draw those of later updates")
     width = _smoothing(samples)
     simple = sum(place.step is None for place in places)
     figure, panels = _panels(simple, len(places) - simple)
@@ -333,18 +343,20 @@ def choices(samples: Sequence[Sample], roster: Sequence[str]) -> Figure:
         share = np.divide(
             pairs[:, 0], pairs[:, 1], out=np.full(pairs[:, 0].shape, np.nan), where=pairs[:, 1] > 0
         )
-        panel.imshow(share, cmap=colours, vmin=0, vmax=1.15, aspect="auto")
+        few = (pairs[:, 1] > 0) & (pairs[:, 1] < 5)
+        # What stands on few is pale, however large.
+        shades = np.where(few, 0.25 * share, share)
+        panel.imshow(shades, cmap=colours, vmin=0, vmax=1.15, aspect="auto")
         for (row, column), value in np.ndenumerate(share):
-            told = f"{100 * value:.0f}" if np.isfinite(value) else "?"
-            few = np.isfinite(value) and pairs[row, 1, column] < 5
+            told = f"{100 * value:.0f}" if np.isfinite(value) else ""
             panel.text(
                 column,
                 row,
-                f"({told})" if few else told,
+                f"({told})" if few[row, column] else told,
                 ha="center",
                 va="center",
                 fontsize=7.5,
-                color="white" if value > 0.6 else INK,
+                color="white" if shades[row, column] > 0.6 else INK,
             )
         panel.set_xticks(range(len(roster)), roster, fontsize=8, rotation=40, ha="left")
         panel.set_yticks(range(len(places)), [str(place) for place in places], fontsize=8)
@@ -353,7 +365,7 @@ def choices(samples: Sequence[Sample], roster: Sequence[str]) -> Figure:
         panel.set_title(title, fontsize=9)
         for spine in panel.spines.values():
             spine.set_visible(False)
-    figure.supxlabel("per cent; in brackets: of fewer than five", fontsize=8)
+    figure.supxlabel("per cent; in brackets: of fewer than five; blank: of none", fontsize=8)
     return figure
 
 
@@ -463,12 +475,13 @@ def plans(samples: Sequence[Sample], roster: Sequence[str]) -> str:
         parts.append(f'<line {line} stroke="#d0d0d0"/>')
         say(_GAP, top + 16, family, 11, 'font-weight="bold"')
         bottoms = [top + 40]
-        for column, there in enumerate(stages(mine).values()):
-            left, found = _GAP + column * _CELL, typical(there)
-            asked = textwrap.wrap(_line(found.sample.question, 96), 50)
+        staged = [(there, typical(there)) for there in stages(mine).values()]
+        questions = [textwrap.wrap(_line(each.sample.question, 96), 50) for _, each in staged]
+        for column, ((there, found), asked) in enumerate(zip(staged, questions, strict=True)):
+            left = _GAP + column * _CELL
             for at, text in enumerate(asked):
                 say(left, top + 32 + 12 * at, text, 9.5, f'fill="{_MUTED}" font-style="italic"')
-            bottom = top + 24 + 12 * len(asked)
+            bottom = top + 24 + 12 * max(map(len, questions))
             plan = found.sample.plan
             if plan is not None:
                 drawing, wide, high = _inner(to_svg(plan.resolve(roster), colours=colours))
@@ -587,7 +600,8 @@ def _files(
     if find_spec("matplotlib") is not None:
         yield "curves.svg", rendered(curves(rows), "svg")
         yield "forms.svg", rendered(forms(samples), "svg")
-        yield "workers.svg", rendered(workers(samples, roster), "svg")
+        if any(each.plan is not None for each in samples):
+            yield "workers.svg", rendered(workers(samples, roster), "svg")
         yield "choices.svg", rendered(choices(samples, roster), "svg")
         yield "pays.svg", rendered(pays(last_third(samples)), "svg")
         if again:

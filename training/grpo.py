@@ -45,7 +45,7 @@ from runtime import (
     prompt_ids,
 )
 
-from .card import write_card
+from .card import machine, write_card
 from .cold_start import ColdStart, forms
 from .cold_start import train as train_cold
 from .conductor_pictures import draw
@@ -1062,6 +1062,7 @@ def _write(
         "updates": updates,
         "recipe": recipe.model_dump(mode="json"),
         "last": dict(last),
+        "machine": machine(),
     }
     (recipe.output / ABOUT).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
     if recipe.pictures:

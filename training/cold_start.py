@@ -141,7 +141,15 @@ def forms(
         name = random.choice(chains)
         (task,) = draw(name, 1, seed=random.randrange(1_000_000))
         there = offered(random, workers)
-        yield task, there, task.plan([random.choice(there) for _ in task.parts])
+        yield (
+            task,
+            there,
+            Plan.of(
+                task.plan_subtasks,
+                [random.choice(there) for _ in task.parts],
+                [[at - 1] if at else [] for at in range(len(task.parts))],
+            ),
+        )
 
 
 def train(

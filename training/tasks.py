@@ -91,14 +91,14 @@ class Task:
             return [*[self.family.removeprefix(VOTED)] * self.votes, TALLY]
         return [part.family for part in self.parts] or [self.family]
 
-    def plan(self, workers: Sequence[str]) -> Plan:
+    def plan(self, workers: Sequence[str | int]) -> Plan:
         """The plan that solves it.
 
         Parts read the one before. Attempts read nothing and are asked the question as it is, so
         they are independent as far as their workers sample or differ; the last step reads them all.
 
         Args:
-            workers: Who does each step.
+            workers: Who does each step: names, or positions in a pool.
 
         Raises:
             grammar.PlanError: If there are more or fewer workers than steps.

@@ -313,11 +313,13 @@ def workers(samples: Sequence[Sample], roster: Sequence[str]) -> Figure:
 def choices(samples: Sequence[Sample], roster: Sequence[str]) -> Figure:
     """Draw whom it names at the start and at the end, beside what came of each worker: heat maps.
 
-    A row is a simple family or a step of one of several parts.
+    A row is a simple family or a step of one of several parts; those with fewer than five plans are
+    left out.
     """
     from matplotlib.figure import Figure
 
-    places = places_of(samples)
+    seen = {place: len(place.of(samples)) for place in places_of(samples)}
+    places = [place for place, count in seen.items() if count >= 5] or list(seen)
     staged = {family: stages(mine) for family, mine in families_of(samples).items()}
     tables: list[tuple[str, list[Any]]] = [
         (

@@ -78,8 +78,6 @@ def embedded_pool(progress: Callable[[str], None] = lambda stage: None) -> Pool:
     Args:
         progress: Is told about the download and conversion, the first time.
     """
-    if not EMBEDDED_CONDUCTOR.is_dir():
-        return _untrained_pool(progress)
     model = local_model()
     model.progress = progress
     players = [
@@ -97,53 +95,6 @@ def embedded_pool(progress: Callable[[str], None] = lambda stage: None) -> Pool:
         if isinstance(each, LocalWorker)
     ]
     return conducted(Pool(players, source=EMBEDDED), EMBEDDED_CONDUCTOR)
-
-
-def _untrained_pool(progress: Callable[[str], None]) -> Pool:
-    """The packaged model, decoded in three ways, and untrained as a Conductor: what there is where
-    the package has no trained one."""
-    model = local_model()
-    model.progress = progress
-    workers = [
-        LocalWorker(
-            "brief",
-            model,
-            sampling=Sampling(temperature=0.0, max_tokens=80),
-            system="Answer in one or two sentences.",
-            card="answers in a sentence or two",
-            tags=("local",),
-            input_tokens=_READS,
-            tools="first",
-        ),
-        LocalWorker(
-            "creative",
-            model,
-            sampling=Sampling(temperature=0.7, top_p=0.9, max_tokens=120),
-            card="varies its answers",
-            tags=("local",),
-            input_tokens=_READS,
-            tools="first",
-        ),
-        LocalWorker(
-            "steady",
-            model,
-            sampling=Sampling(temperature=0.0, max_tokens=120),
-            card="always gives its most likely answer",
-            tags=("local",),
-            input_tokens=_READS,
-            tools="first",
-        ),
-    ]
-    planner = LocalWorker(
-        "conductor", model, card="the packaged model, untrained", input_tokens=_READS
-    )
-    planning = PlannerSettings(
-        most_steps=3,
-        least_steps=2,
-        subtask_characters=100,
-        sampling=Sampling(temperature=0.0, max_tokens=256),
-    )
-    return Pool(workers, planner=planner, planning=planning, source=EMBEDDED)
 
 
 def load_pool(
@@ -174,7 +125,7 @@ def load_pool(
 
 def _with_conductor(pool: Pool) -> Pool:
     """Let the Conductor that comes with the package write the plans of its own players."""
-    if pool.source != str(ORCHESTRA.absolute()) or not EMBEDDED_CONDUCTOR.is_dir():
+    if pool.source != str(ORCHESTRA.absolute()):
         return pool
     return conducted(pool, EMBEDDED_CONDUCTOR)
 

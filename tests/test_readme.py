@@ -42,15 +42,17 @@ def test_two_commands_install_and_do_the_main_job_and_the_tests() -> None:
     assert "\npython -m pytest\n" in ci
 
 
-def test_first_command_answers_through_a_plan_of_at_least_two_steps() -> None:
-    """The README's question gets a real answer from the embedded models."""
+def test_first_command_answers_through_a_plan_of_the_trained_conductor() -> None:
+    """The README's question gets a real answer from the embedded models, in the steps shown."""
     command = blocks("sh")[0].strip().split(" && ")[1]
+    shown = re.search(r"^Plan · .*?(\d+) steps?$", blocks("text")[0], re.MULTILINE)
 
     done = shell(command + " --json", ROOT)
 
     run = conductor.Run.from_json(done.stdout)
     assert done.returncode == 0, done.stderr
-    assert run.plan is not None and len(run.plan) >= 2
+    assert shown and run.plan is not None and len(run.plan) == int(shown[1])
+    assert [each.worker for each in run.planning] == ["conductor"]
     assert run.answer and run.answer.strip()
     assert all(step.model == "smollm2-135m-instruct" for step in run.steps)
 

@@ -19,9 +19,6 @@ from conductor.config import (
 from conductor.estimate import estimate
 from grammar import parse
 
-shipped = pytest.mark.skipif(
-    not (EMBEDDED_CONDUCTOR / "conductor.json").is_file(), reason="the package has no Conductor yet"
-)
 NAMES = ("plain", "calculator", "speller", "sorter", "logician", "teller")
 COMPOSED = "Add 47 and 38, then reverse the digits of the sum."
 
@@ -92,7 +89,6 @@ def test_what_is_told_of_a_pool_is_what_runs(tmp_path: Path) -> None:
 # -- the real one --------------------------------------------------------------------------------
 
 
-@shipped
 def test_it_knows_the_players_of_the_package_and_is_small() -> None:
     about = json.loads((EMBEDDED_CONDUCTOR / "conductor.json").read_text(encoding="utf-8"))
     card = (EMBEDDED_CONDUCTOR / "README.md").read_text(encoding="utf-8")
@@ -105,7 +101,6 @@ def test_it_knows_the_players_of_the_package_and_is_small() -> None:
     assert megabytes < 8
 
 
-@shipped
 def test_it_leads_the_embedded_pool_and_the_orchestra() -> None:
     """One copy of the weights serves the players and it; the untouched model may write more."""
     embedded = embedded_pool()
@@ -121,7 +116,6 @@ def test_it_leads_the_embedded_pool_and_the_orchestra() -> None:
         assert pool.planning.constrained
 
 
-@shipped
 def test_it_asks_who_can_and_leaves_the_rest_to_the_untouched_model() -> None:
     team = Conductor()
 
@@ -131,7 +125,6 @@ def test_it_asks_who_can_and_leaves_the_rest_to_the_untouched_model() -> None:
     assert [ordinary.steps[-1].worker, "Paris" in (ordinary.answer or "")] == ["plain", True]
 
 
-@shipped
 @pytest.mark.parametrize("constrained", [True, False])
 def test_it_plans_a_composed_question_at_the_first_attempt(constrained: bool) -> None:
     """Under the grammar and without."""
@@ -147,7 +140,6 @@ def test_it_plans_a_composed_question_at_the_first_attempt(constrained: bool) ->
     assert run.answer and run.answer.strip()
 
 
-@shipped
 def test_it_offers_only_players_that_are_there() -> None:
     run = Conductor().plan("Add 47 and 38.", without=["calculator"])
 

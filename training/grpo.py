@@ -793,7 +793,8 @@ def config_of(recipe: Recipe) -> GRPOConfig:
         "disable_tqdm": True,
     }
     try:
-        return GRPOConfig(**settings | dict(recipe.trl))
+        with _hushed():
+            return GRPOConfig(**settings | dict(recipe.trl))
     except (TypeError, ValueError) as error:
         raise RecipeError(f"[trl]: {error}") from error
 
@@ -815,7 +816,8 @@ def outline(recipe: Recipe) -> list[str]:
     how = recipe.grpo
     size = how.questions * how.group * how.rounds
     config = config_of(recipe)
-    plain = type(config)(output_dir=".", use_cpu=True, bf16=False)
+    with _hushed():
+        plain = type(config)(output_dir=".", use_cpu=True, bf16=False)
     told = {
         each.name: getattr(config, each.name)
         for each in fields(config)

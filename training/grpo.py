@@ -494,20 +494,21 @@ class _Play:
         for at in range(0, len(rows), size):
             flat += group_of(rewards[at : at + size]).flat
             family = question[at].task.family
-            right = {(each["score"] or 0) >= 1 for each in rows[at : at + size]}
+            known = [each for each in rows[at : at + size] if each["reward"] is not None]
+            right = {(each["score"] or 0) >= 1 for each in known}
             was = mixed.get(family, (0, 0))
             mixed[family] = (was[0] + (len(right) == 2), was[1] + 1)
         self.course.note(update, mixed)
-        known = [each for each in rewards if each is not None]
+        earned = [each for each in rewards if each is not None]
         written = [each for each in rows if each["valid"] is not None]
         steps = [len(each["workers"]) for each in rows if each["workers"]]
         self.row = {
             "update": update,
-            "reward": _mean(known),
+            "reward": _mean(earned),
             "parse": _mean([bool(each["valid"]) for each in written]),
             "correct": _mean([each["score"] >= 1 for each in rows if each["score"] is not None]),
             "flat": flat * size / len(rows),
-            "masked": len(rewards) - len(known),
+            "masked": len(rewards) - len(earned),
             "steps": _mean(steps),
             "tokens": _mean(tokens),
             "mixed": mixed,

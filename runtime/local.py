@@ -573,7 +573,10 @@ class LocalModel:
 
             assert self._tokenizer is not None
             self._slow = TransformersDecoder(
-                self._folder, self._tokenizer, threads=self.threads or _half()
+                self._folder,
+                self._tokenizer,
+                threads=self.threads or _half(),
+                precision=self.precision,
             )
         return self._slow
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import anyio
 import lark
+import numpy as np
 import pytest
 import torch
 
@@ -324,6 +325,19 @@ async def test_a_narrow_nucleus_is_greedy(tiny: LocalModel) -> None:
     narrow = Sampling(temperature=1.0, top_p=1e-9, max_tokens=20, seed=1)
 
     assert (await tiny.complete(Call(HELLO, narrow))).text == greedy.text
+
+
+async def test_products_are_computed_in_the_precision_that_is_asked_for(tiny_folder: Path) -> None:
+    """Numbers of bfloat16 have 16 bits that are zero when they are told as float32."""
+    exact, quick = LocalModel(str(tiny_folder)), LocalModel(str(tiny_folder))
+    quick.precision = "bfloat16"
+
+    low = [
+        (await model.aread([HELLO])).vectors.view(np.uint32) & 0xFFFF for model in (exact, quick)
+    ]
+
+    assert low[0].any()
+    assert not low[1].any()
 
 
 async def test_a_cancelled_call_frees_the_engine(tiny: LocalModel) -> None:

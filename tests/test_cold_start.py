@@ -49,6 +49,14 @@ def test_who_is_offered_is_in_order_and_enough(workers: int, fewest: int, seed: 
     assert min(fewest, workers) <= len(numbers) <= workers
 
 
+@given(st.sets(st.integers(0, 5), max_size=6), st.integers(1, 6), st.integers(0, 99))
+def test_a_team_is_there_in_any_case(team: set[int], fewest: int, seed: int) -> None:
+    numbers = offered(Random(seed), 6, fewest, sorted(team))
+
+    assert list(numbers) == sorted({*numbers, *team})
+    assert max(fewest, len(team)) <= len(numbers) <= 6
+
+
 @given(st.integers(0, 2**32), st.booleans())
 def test_what_is_taught_is_a_plan_of_who_is_offered(seed: int, composed: bool) -> None:
     """The text as it is learned parses to the plan, and nobody is named who is not there."""

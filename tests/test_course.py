@@ -8,17 +8,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.course import FLOOR, LAG, Course, weights
+from training.course import FLOOR, LAG, Became, Course, weights
 from training.families import CHAINS, FAMILIES
 
 SIMPLE = {name for name, family in FAMILIES.items() if not family.reserved}
 COMPOSED = {name for name, chain in CHAINS.items() if not chain.reserved}
-SHARES = st.tuples(st.integers(0, 4), st.integers(1, 4)).map(lambda pair: (min(pair), pair[1]))
+SHARES = st.tuples(st.integers(0, 4), st.integers(1, 4)).map(
+    lambda pair: Became(min(pair), pair[1])
+)
 HISTORY = st.lists(st.dictionaries(st.sampled_from(["a", "b", "c"]), SHARES), max_size=8)
 
 
 @given(HISTORY)
-def test_weights_are_between_the_floor_and_one(history: list[dict[str, tuple[int, int]]]) -> None:
+def test_weights_are_between_the_floor_and_one(history: list[dict[str, Became]]) -> None:
     found = weights(["a", "b", "d"], history)
 
     assert list(found) == ["a", "b", "d"]
@@ -27,7 +29,7 @@ def test_weights_are_between_the_floor_and_one(history: list[dict[str, tuple[int
 
 
 def test_families_whose_groups_are_mixed_come_more_often() -> None:
-    found = weights(["mixed", "flat"], [{"mixed": (2, 2), "flat": (0, 2)}] * 10)
+    found = weights(["mixed", "flat"], [{"mixed": Became(2, 2), "flat": Became(0, 2)}] * 10)
 
     assert found["mixed"] > 0.95
     assert found["flat"] < 0.35
@@ -66,6 +68,42 @@ def test_composed_questions_wait_until_it_is_their_turn() -> None:
     assert {each.task.family for each in made.update(1)} & COMPOSED
 
 
+@pytest.mark.parametrize(("share", "count"), [(0.0, 0), (0.25, 10), (1.0, 40)])
+def test_so_many_questions_are_composed(share: float, count: int) -> None:
+    asked = course(questions=40, composed=share).update(0)
+
+    assert sum(each.task.family in COMPOSED for each in asked) == count
+
+
+def shares_offered(history: list[dict[str, Became]], family: str, team: set[int]) -> float:
+    """How often a team is there where a family is asked about."""
+    made = course(questions=400, fewest=2, history=history)
+    asked = [each for each in made.update(LAG) if each.task.family == family]
+    return sum(team <= set(each.offered) for each in asked) / len(asked)
+
+
+def test_who_was_right_is_mostly_there_again() -> None:
+    unknown: list[dict[str, Became]] = [{}] * LAG
+    once = [{"reversal": Became(1, 1, ((4,),))}, {}, {}]
+    together = [{"largest-addition": Became(1, 1, ((0, 3),))}, {}, {}]
+
+    # By chance a worker is there in 7 of 10 cases, two in 45 of 100.
+    assert shares_offered(unknown, "reversal", {4}) < 0.85
+    assert shares_offered(once, "reversal", {4}) > 0.85
+    assert shares_offered(unknown, "largest-addition", {0, 3}) < 0.6
+    assert shares_offered(together, "largest-addition", {0, 3}) > 0.75
+    assert shares_offered(together, "largest-mirror", {0, 3}) < 0.6  # others' experience
+
+
+def test_until_a_team_is_known_those_come_who_were_right_about_the_parts() -> None:
+    parts = [{"addition": Became(1, 1, ((1,),)), "ordering": Became(1, 1, ((2,),))}, {}, {}]
+    whole = [{**parts[0], "addition-ordering": Became(1, 1, ((3, 4),))}, {}, {}]
+
+    assert shares_offered(parts, "addition-ordering", {1, 2}) > 0.75
+    assert shares_offered(whole, "addition-ordering", {1, 2}) < 0.6
+    assert shares_offered(whole, "addition-ordering", {3, 4}) > 0.75
+
+
 def test_an_update_depends_on_what_is_over_and_on_nothing_later() -> None:
     """The loader asks for the next batch while the last one's rewards are not known yet."""
     eager, late = course(), course()
@@ -74,19 +112,23 @@ def test_an_update_depends_on_what_is_over_and_on_nothing_later() -> None:
     with pytest.raises(ValueError, match=f"update {LAG} depends on 1; 0 are over"):
         eager.update(LAG)
 
-    eager.note(0, {"addition": (1, 1)})
-    late.note(0, {"addition": (1, 1)})
+    eager.note(0, {"addition": Became(1, 1)})
+    late.note(0, {"addition": Became(1, 1)})
     asked = eager.update(LAG)
-    late.note(1, {"addition": (0, 1)})
+    late.note(1, {"addition": Became(0, 1)})
 
     assert late.update(LAG) == asked
 
 
 def test_a_course_that_goes_on_knows_what_was() -> None:
-    history = [{"addition": (0, 2)}, {"reversal": (2, 2)}, {"addition": (0, 1)}]
+    history = [
+        {"addition": Became(0, 2)},
+        {"reversal": Became(2, 2, ((1, 3),))},
+        {"addition": Became(0, 1)},
+    ]
     begun = course()
-    for number, mixed in enumerate(history):
-        begun.note(number, mixed)
+    for number, became in enumerate(history):
+        begun.note(number, became)
 
     assert course(history=history).update(4) == begun.update(4)
     begun.note(1, {})  # what is noted anew takes what came after it away

@@ -62,10 +62,20 @@ class ColdStart:
     seed: int = 0
 
 
-def offered(random: Random, workers: int, fewest: int = 3) -> tuple[int, ...]:
-    """Draw who is there: ``fewest`` of the numbers 0 to ``workers - 1`` or more, in order."""
-    count = random.randint(min(fewest, workers), workers)
-    return tuple(sorted(random.sample(range(workers), count)))
+def offered(
+    random: Random, workers: int, fewest: int = 3, team: Sequence[int] = ()
+) -> tuple[int, ...]:
+    """Draw who is there, in order.
+
+    Args:
+        random: The source of chance.
+        workers: How many the roster has; each is a number from 0 on.
+        fewest: How many are there at least; as many, more, up to all, are equally likely.
+        team: Who is there in any case.
+    """
+    count = random.randint(min(max(fewest, len(team)), workers), workers)
+    others = [number for number in range(workers) if number not in team]
+    return tuple(sorted([*team, *random.sample(others, count - len(team))]))
 
 
 def random_plan(task: Task, numbers: Sequence[int], random: Random) -> Plan:

@@ -2,12 +2,17 @@
 
 GRPO learns from groups whose rewards differ and from no others. So families of tasks in whose
 groups some are right and some are not come more often; those that always or never succeed come
-seldom, but never not at all, since that changes while the Conductor learns. Composed tasks, which
-hardly ever succeed at first, come later.
+seldom, but never not at all, since that changes while the Conductor learns.
+
+A question that takes two players succeeds at first about once in a hundred, and hardly ever where
+one of both is missing. So who is there follows experience: a team that was once right about a
+family is mostly among those who are offered when the family comes again. Who that is has been found
+out by rollouts and nothing else.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
@@ -24,8 +29,22 @@ LAG = 3
 """The questions of an update depend on what happened so many updates before it, and earlier: data
 loaders read ahead."""
 
-Mixed = Mapping[str, tuple[int, int]]
-"""By family: groups of an update in which some were right and some were not, and groups."""
+TOGETHER = 0.75
+"""Share of questions that offer a team that was right about their family, if one is known."""
+
+Team = tuple[int, ...]
+"""Workers who answered a question together: positions in the roster, ascending."""
+
+
+@dataclass(frozen=True, slots=True)
+class Became:
+    """What became of a family in an update."""
+
+    mixed: int
+    """Groups in which some were right and some were not."""
+    groups: int
+    teams: tuple[Team, ...] = ()
+    """For each group somebody was right in, the smallest team who was."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +59,7 @@ class Question:
 
 
 def weights(
-    families: Sequence[str], history: Sequence[Mixed], floor: float = FLOOR
+    families: Sequence[str], history: Sequence[Mapping[str, Became]], floor: float = FLOOR
 ) -> dict[str, float]:
     """How often families are to come, relative to each other, from ``floor`` to 1.
 
@@ -53,9 +72,10 @@ def weights(
     """
     shares = dict.fromkeys(families, 0.5)
     for update in history:
-        for family, (mixed, groups) in update.items():
-            if groups and family in shares:
-                shares[family] = MEMORY * shares[family] + (1 - MEMORY) * mixed / groups
+        for family, became in update.items():
+            if became.groups and family in shares:
+                share = became.mixed / became.groups
+                shares[family] = MEMORY * shares[family] + (1 - MEMORY) * share
     return {family: floor + (1 - floor) * share for family, share in shares.items()}
 
 
@@ -65,6 +85,7 @@ class Course:
     Args:
         workers: How many the roster has.
         questions: Of an update.
+        composed: Share of composed questions.
         fewest: Fewest workers that a question offers.
         tasks: How many different tasks a family has; small ones have fewer.
         simple_first: Updates in which no composed tasks come, and all others equally often.
@@ -77,14 +98,15 @@ class Course:
         workers: int,
         *,
         questions: int,
+        composed: float = 0.5,
         fewest: int = 3,
         tasks: int = 400,
         simple_first: int = 0,
         seed: int = 0,
-        history: Sequence[Mixed] = (),
+        history: Sequence[Mapping[str, Became]] = (),
     ) -> None:
         self._workers, self._questions, self._fewest = workers, questions, fewest
-        self._seed, self._simple_first = seed, simple_first
+        self._seed, self._composed, self._simple_first = seed, composed, simple_first
         self.history = list(history)
         """What became of each update so far."""
         self._tasks = {
@@ -110,27 +132,54 @@ class Course:
             self._drawn[number] = self._draw(number, self.history[:known])
         return self._drawn[number]
 
-    def _draw(self, number: int, history: Sequence[Mixed]) -> tuple[Question, ...]:
+    def _draw(self, number: int, history: Sequence[Mapping[str, Became]]) -> tuple[Question, ...]:
         random = Random(f"{self._seed} {number}")  # noqa: S311
         chosen = self._families(number, history, random)
         found = []
         for group, family in enumerate(chosen):
-            there = offered(random, self._workers, self._fewest)
-            found.append(Question(random.choice(self._tasks[family]), there, group))
+            task = random.choice(self._tasks[family])
+            team = _team(task, history, random)
+            there = offered(random, self._workers, self._fewest, team)
+            found.append(Question(task, there, group))
         return tuple(found)
 
-    def _families(self, number: int, history: Sequence[Mixed], random: Random) -> list[str]:
-        if number >= self._simple_first:
-            often = weights(list(self._tasks), history)
-            return random.choices(list(often), list(often.values()), k=self._questions)
-        # Equally often: who is right where groups are mixed most would seem right anywhere.
-        simple = [name for name in self._tasks if name in FAMILIES]
-        order: list[str] = []
-        while len(order) < self._questions:
-            order += random.sample(simple, len(simple))
-        return order[: self._questions]
+    def _families(
+        self, number: int, history: Sequence[Mapping[str, Became]], random: Random
+    ) -> list[str]:
+        if number < self._simple_first:
+            # Equally often: who is right where groups are mixed most would seem right anywhere.
+            simple = [name for name in self._tasks if name in FAMILIES]
+            order: list[str] = []
+            while len(order) < self._questions:
+                order += random.sample(simple, len(simple))
+            return order[: self._questions]
+        often = weights(list(self._tasks), history)
+        composed = round(self._composed * self._questions)
+        chosen: list[str] = []
+        for of, count in ((FAMILIES, self._questions - composed), (CHAINS, composed)):
+            names = [name for name in self._tasks if name in of]
+            chosen += random.choices(names, [often[name] for name in names], k=count)
+        return chosen
 
-    def note(self, number: int, mixed: Mixed) -> None:
+    def note(self, number: int, became: Mapping[str, Became]) -> None:
         """Keep what became of an update."""
         del self.history[number:]
-        self.history.append(mixed)
+        self.history.append(became)
+
+
+def _team(task: Task, history: Sequence[Mapping[str, Became]], random: Random) -> Team:
+    """Draw who is there in any case: a team that was right, those who often were more often.
+
+    Where no team has been right about a composed task yet, teams that were about its parts.
+    """
+
+    def drawn(family: str) -> Team:
+        known = Counter(
+            team for update in history if family in update for team in update[family].teams
+        )
+        return random.choices(list(known), list(known.values()))[0] if known else ()
+
+    if random.random() >= TOGETHER:
+        return ()
+    team = drawn(task.family) or sum(map(drawn, task.step_families), ())
+    return tuple(sorted(set(team)))

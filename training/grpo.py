@@ -49,13 +49,13 @@ from .card import machine, write_card
 from .cold_start import ColdStart, forms
 from .cold_start import train as train_cold
 from .conductor_pictures import draw
-from .course import Course, Mixed, Question
+from .course import Became, Course, Question
 from .players import MODEL
 from .recipes import RecipeError, Table, read
 from .rewards import DISCOUNT, Weights, blended, group_of, grouped_advantages
 from .rollouts import Rollout, Rollouts, Settings
 from .sampler import Allow, sample
-from .sft import SFTRecipe, save_adapter
+from .sft import Precision, SFTRecipe, computing, save_adapter
 from .trie import scores_of
 
 if TYPE_CHECKING:
@@ -173,9 +173,9 @@ class Recipe(Table):
     threads: int = Field(default=2, ge=1)
     """Of torch."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """What completions are sampled in, and players of this process answer in: bfloat16 is twice as
-    fast on CPUs that have instructions for it, and taken there. Log-probabilities and gradients are
-    computed in float32; so is what serves, and replies differ a little."""
+    """What products are computed in, of the model in training and of players of this process:
+    bfloat16 is twice as fast on CPUs that have instructions for it, and taken there. Weights,
+    gradients and log-probabilities are float32. So is what serves, and replies differ a little."""
     every: int = Field(default=10, ge=1)
     """Updates between checkpoints; the last two are kept."""
     minutes: float | None = Field(default=None, gt=0)
@@ -489,16 +489,23 @@ class _Play:
     ) -> None:
         """Begin the update's row of the metrics; tell the course what became of it."""
         size = self.recipe.grpo.group
-        mixed: dict[str, tuple[int, int]] = {}
+        became: dict[str, Became] = {}
         flat = 0
         for at in range(0, len(rows), size):
             flat += group_of(rewards[at : at + size]).flat
             family = question[at].task.family
             known = [each for each in rows[at : at + size] if each["reward"] is not None]
-            right = {(each["score"] or 0) >= 1 for each in known}
-            was = mixed.get(family, (0, 0))
-            mixed[family] = (was[0] + (len(right) == 2), was[1] + 1)
-        self.course.note(update, mixed)
+            right = [each for each in known if (each["score"] or 0) >= 1]
+            teams = [tuple(sorted(set(each["workers"] or ()))) for each in right]
+            was = became.get(family, Became(0, 0))
+            became[family] = Became(
+                was.mixed + (0 < len(right) < len(known)),
+                was.groups + 1,
+                (*was.teams, min(teams, key=lambda team: (len(team), team)))
+                if teams
+                else was.teams,
+            )
+        self.course.note(update, became)
         earned = [each for each in rewards if each is not None]
         written = [each for each in rows if each["valid"] is not None]
         steps = [len(each["workers"]) for each in rows if each["workers"]]
@@ -511,7 +518,8 @@ class _Play:
             "masked": len(rewards) - len(earned),
             "steps": _mean(steps),
             "tokens": _mean(tokens),
-            "mixed": mixed,
+            "mixed": {family: [each.mixed, each.groups] for family, each in became.items()},
+            "teams": {family: each.teams for family, each in became.items() if each.teams},
         }
 
     def close(self, logs: Mapping[str, Any], seconds: float) -> dict[str, Any]:
@@ -632,8 +640,8 @@ def _loaded(recipe: Recipe, adapter: Path | None) -> tuple[Any, Any]:
     return model, tokenizer
 
 
-def precision_of(recipe: Recipe) -> Literal["float32", "bfloat16"]:
-    """What this machine samples and answers in."""
+def precision_of(recipe: Recipe) -> Precision:
+    """What this machine multiplies in."""
     import torch
 
     if recipe.precision != "auto":
@@ -665,7 +673,8 @@ def _form_loss(recipe: Recipe, model: Any, tokenizer: Any, update: int, workers:
         prompts.append(prompt_ids(tokenizer, recipe.asked(task.question, offered)))
         completions.append([*told["input_ids"], tokenizer.eos_token_id])
         kept.append(torch.tensor([not each for each in named] + [True]))
-    found = scores_of(model, prompts, completions)
+    with computing(precision_of(recipe)):
+        found = scores_of(model, prompts, completions)
     return -torch.cat([logps[keep] for (logps, _), keep in zip(found, kept, strict=True)]).mean()
 
 
@@ -712,12 +721,13 @@ def _trainer_of(recipe: Recipe, workers: int) -> Any:
             for row, mask in zip(input_ids, attention_mask.bool(), strict=True):
                 prompts.append(row[:-logits_to_keep][mask[:-logits_to_keep]].tolist())
                 completions.append(row[-logits_to_keep:][mask[-logits_to_keep:]].tolist())
-            found = scores_of(
-                _causal(self.accelerator.unwrap_model(model)),
-                prompts,
-                completions,
-                self.temperature,
-            )
+            with computing(precision_of(recipe)):
+                found = scores_of(
+                    _causal(self.accelerator.unwrap_model(model)),
+                    prompts,
+                    completions,
+                    self.temperature,
+                )
             pad = torch.nn.utils.rnn.pad_sequence
             logps, entropies = (
                 torch.nn.functional.pad(each, (0, logits_to_keep - each.shape[1]))
@@ -922,7 +932,13 @@ def _cold(recipe: Recipe, workers: int, folder: Path, progress: Callable[[Told],
         fewest=recipe.tasks.fewest,
         seed=recipe.seed,
     )
-    sft = SFTRecipe(rank=how.rank, rate=how.rate, seed=recipe.seed, threads=recipe.threads)
+    sft = SFTRecipe(
+        rank=how.rank,
+        rate=how.rate,
+        seed=recipe.seed,
+        threads=recipe.threads,
+        precision=precision_of(recipe),
+    )
 
     def heard(line: str) -> None:
         done = int(line.partition("/")[0])
@@ -950,14 +966,18 @@ def _learn(
     how = recipe.grpo
     rows = _go_back(recipe.output / METRICS, updates)
     _go_back(recipe.output / ROLLOUTS, updates)
-    history: list[Mixed] = [
-        {family: (mixed, groups) for family, (mixed, groups) in row["mixed"].items()}
+    history = [
+        {
+            family: Became(mixed, groups, tuple(map(tuple, row["teams"].get(family, ()))))
+            for family, (mixed, groups) in row["mixed"].items()
+        }
         for row in rows
     ]
     spent = sum(row["seconds"] for row in rows)
     course = Course(
         len(roster),
         questions=how.questions,
+        composed=recipe.tasks.composed,
         fewest=recipe.tasks.fewest if recipe.prompt == "brief" else len(roster),
         tasks=recipe.tasks.each,
         simple_first=recipe.tasks.simple_first,

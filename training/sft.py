@@ -16,9 +16,10 @@ import json
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from runtime import PACKAGED, Message, fetch, prompt_ids
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 Lesson = tuple[tuple[Message, ...], str]
 """Messages, and what is to be answered."""
+Precision = Literal["float32", "bfloat16"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +47,8 @@ class SFTRecipe:
     seed: int = 0
     threads: int = 1
     """Of torch. Two trainings at once are faster than one on two threads."""
+    precision: Precision = "float32"
+    """See :func:`computing`."""
 
 
 class Example(NamedTuple):
@@ -107,7 +111,18 @@ def loss_of(model: Any, batch: Batch) -> torch.Tensor:
         attention_mask=batch.mask,
         use_cache=False,
     ).last_hidden_state[0, batch.at]  # (N, D)
-    return torch.nn.functional.cross_entropy(model.lm_head(hidden), batch.targets)
+    return torch.nn.functional.cross_entropy(model.lm_head(hidden).float(), batch.targets)
+
+
+def computing(precision: Precision) -> AbstractContextManager[Any]:
+    """Compute products in a precision on the CPU; weights, sums and gradients stay float32.
+
+    bfloat16 takes about half the time where the CPU has instructions for it. For log-probabilities
+    of 224 plans under the 135M model the gradient then had a cosine of 0.999 with that of float32.
+    """
+    import torch
+
+    return torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16")
 
 
 # --- the loop -------------------------------------------------------------------------------------
@@ -173,7 +188,8 @@ def adapt(
             )
             for messages, answer in lessons(update)
         ]
-        loss = loss_of(plain, pack(examples))
+        with computing(recipe.precision):
+            loss = loss_of(plain, pack(examples))
         loss.backward()  # type: ignore[no-untyped-call]  # torch gives it no types
         torch.nn.utils.clip_grad_norm_(weights, recipe.clip)
         optimizer.step()

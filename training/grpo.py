@@ -4,12 +4,12 @@
 
 TRL's GRPOTrainer does the training. It is given a dataset (the questions of
 :mod:`training.course`), a reward function (plans are carried out by :mod:`training.rollouts`) and
-settings: loss "grpo", no KL term (beta 0), advantages normalised by group. The prompt is the one
-that serving writes.
+settings: loss "grpo", advantages normalised by group, a KL term only where the recipe has one. The
+prompt is the one that serving writes.
 
 On a CPU two things are ours, since arithmetic is the limit there: completions are sampled by
-:mod:`training.sampler`, and their log-probabilities come from :mod:`training.trie`. Both compute
-what TRL would. With ``engine = "trl"`` or ``"vllm"`` TRL does these, too.
+:mod:`training.sampler`, and their log-probabilities come from :mod:`training.trie`. But for
+rounding, both compute what TRL would. With ``engine = "trl"`` or ``"vllm"`` TRL does these, too.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from logging import ERROR, getLogger
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -242,6 +242,11 @@ class Trained:
 # --- the batch under way --------------------------------------------------------------------------
 
 
+_Row = tuple[list[int], list[int], list[float]]
+"""Prompt and completion as tokens, and the completion's log-probabilities in nats."""
+_Item = TypeVar("_Item")
+
+
 class _Form:
     """Answers which tokens may follow in a completion, by a decoding grammar."""
 
@@ -333,55 +338,53 @@ class _Play:
                 for each in questions
             ],
         )
-        if how.rounds == 1:
-            found = [each for of in firsts for each in of]
-            self._took["generate_s"] = time.perf_counter() - began
-            return _told(found)
-        # TRL wants groups side by side: first and second round of each question.
-        texts = [self._text(ids) for of in firsts for _, ids, _ in of]
+        rows = [each for of in firsts for each in of]
+        extra: dict[str, list[Any]] = {}
+        if how.rounds == 2:
+            rows, extra = self._twice(update, questions, rows, trainer.async_loop)
+        self._took["generate_s"] = time.perf_counter() - began
+        return {**_told(rows), **extra}
+
+    def _twice(
+        self, update: int, questions: Sequence[Question], firsts: Sequence[_Row], loop: Any
+    ) -> tuple[list[_Row], dict[str, list[Any]]]:
+        """Carry first rounds out, and sample a second one in view of each answer.
+
+        Returns:
+            First and second rounds of each question in turn, since TRL wants groups side by side;
+            and what else their rows say: the first round that a row is or follows, None where no
+            second round was, and which tokens count. A row must be there all the same.
+        """
+        size = self.recipe.grpo.group
         asked = [
-            (each.task, each.offered, texts[at * how.group + member])
-            for at, each in enumerate(questions)
-            for member in range(how.group)
+            (questions[at // size].task, questions[at // size].offered, self._text(ids))
+            for at, (_, ids, _) in enumerate(firsts)
         ]
-        play = self.rollouts.play(asked, tokens=[len(ids) for of in firsts for _, ids, _ in of])
-        played = asyncio.run_coroutine_threadsafe(play, trainer.async_loop).result()
-        # Who came to an answer is asked again.
-        answers = {
-            at: each.run.answer
+        play = self.rollouts.play(asked, tokens=[len(ids) for _, ids, _ in firsts])
+        played = asyncio.run_coroutine_threadsafe(play, loop).result()
+        again = {
+            at: revision_messages(
+                self.recipe.asked(each.task.question, each.offered), each.text, each.run.answer
+            )
             for at, each in enumerate(played)
             if each.run is not None and each.run.answer is not None and each.reward is not None
         }
-        again = list(answers)
-        seconds = self._sample(
-            [questions[at // how.group] for at in again],
-            [
-                revision_messages(
-                    self.recipe.asked(played[at].task.question, played[at].offered),
-                    texts[at],
-                    answers[at],
-                )
-                for at in again
-            ],
-            [[(self.recipe.seed, update, at // how.group, at % how.group, 2)] for at in again],
+        sampled = self._sample(
+            [questions[at // size] for at in again],
+            list(again.values()),
+            [[(self.recipe.seed, update, at // size, at % size, 2)] for at in again],
             keep=True,
         )
-        second = dict(zip(again, (each[0] for each in seconds), strict=True))
-        rows: list[tuple[list[int], list[int], list[float]]] = []
-        extra: dict[str, list[Any]] = {"first": [], "env_mask": []}
-        for at, of in enumerate(firsts):
-            rows += of
-            extra["first"] += played[at * how.group : (at + 1) * how.group]
-            extra["env_mask"] += [[1] * len(ids) for _, ids, _ in of]
-            for member, first in enumerate(of):
-                place = at * how.group + member
-                # A row must be there where no second round was; it is masked.
-                row = second.get(place, (first[0], [self.tokenizer.eos_token_id], [0.0]))
-                rows.append(row)
-                extra["first"].append(played[place] if place in second else None)
-                extra["env_mask"].append([int(place in second)] * len(row[1]))
-        self._took["generate_s"] = time.perf_counter() - began
-        return {**_told(rows), **extra}
+        found = {at: row for at, (row,) in zip(again, sampled, strict=True)}
+        blank = [self.tokenizer.eos_token_id], [0.0]
+        seconds = [found.get(at, (prompt, *blank)) for at, (prompt, _, _) in enumerate(firsts)]
+        followed = [each if at in found else None for at, each in enumerate(played)]
+        counts = [[1] * len(ids) for _, ids, _ in firsts]
+        count = [[int(at in found)] * len(ids) for at, (_, ids, _) in enumerate(seconds)]
+        return _by_turns(firsts, seconds, size), {
+            "first": _by_turns(played, followed, size),
+            "env_mask": _by_turns(counts, count, size),
+        }
 
     def _sample(
         self,
@@ -390,8 +393,8 @@ class _Play:
         seeds: Sequence[Sequence[Sequence[int]]],
         *,
         keep: bool = False,
-    ) -> list[list[tuple[list[int], list[int], list[float]]]]:
-        """Prompt, completion and log-probabilities of each sample, by question."""
+    ) -> list[list[_Row]]:
+        """Sample completions, by question."""
         if not questions:
             return []
         how = self.recipe.grpo
@@ -439,31 +442,21 @@ class _Play:
         update = trainer_state.global_step
         texts = [each[-1]["content"] or "" for each in completions]
         tokens = [len(each) for each in completion_ids]
+        rounds = [1 + at // how.group % how.rounds for at in range(len(texts))]
         if how.rounds == 1:
             asked = [
                 (each.task, each.offered, text) for each, text in zip(question, texts, strict=True)
             ]
             played: list[Rollout | None] = list(await self.rollouts.play(asked, tokens=tokens))
-            summary = self.rollouts.summary
-            rewards = [each.total if each else None for each in played]
-            rounds = [1] * len(played)
         else:
-            rounds = [1 + at // how.group % 2 for at in range(len(texts))]
-            begun = [at for at, each in enumerate(first) if rounds[at] == 2 and each]
-            again = await self.rollouts.play_again(
-                [each for at in begun if (each := first[at])],
-                [texts[at] for at in begun],
-                tokens=[tokens[at] for at in begun],
-            )
-            summary = self.rollouts.summary
-            played = [each if rounds[at] == 1 else None for at, each in enumerate(first)]
-            for at, rollout in zip(begun, again, strict=True):
-                played[at] = rollout
-            rewards = [each.total if each else None for each in played]
-            for at, number in enumerate(rounds):
-                # A first round that no second followed keeps its reward.
-                if number == 1 and first[at + how.group] is not None:
-                    rewards[at] = blended(rewards[at], rewards[at + how.group], how.discount)
+            played = await self._play_again(rounds, first, texts, tokens)
+        summary = self.rollouts.summary
+        rewards = [each.total if each else None for each in played]
+        for at, follows in enumerate(rounds):
+            # A first round that no second followed keeps its reward.
+            if follows == 2 and played[at] is not None:
+                before = at - how.group
+                rewards[before] = blended(rewards[before], rewards[at], how.discount)
         groups = [at // how.group for at in range(len(texts))]
         gained = grouped_advantages(groups, rewards)
         rows = [
@@ -478,6 +471,25 @@ class _Play:
         self.row |= {"calls": summary.calls, "cached": summary.cached}
         self._took["reward_s"] = time.perf_counter() - began
         return rewards
+
+    async def _play_again(
+        self,
+        rounds: Sequence[int],
+        first: Sequence[Rollout | None],
+        texts: Sequence[str],
+        tokens: Sequence[int],
+    ) -> list[Rollout | None]:
+        """The first rounds as they were carried out, and the second ones, None where none was."""
+        played = [each if of == 1 else None for each, of in zip(first, rounds, strict=True)]
+        begun = {at: each for at, each in enumerate(first) if rounds[at] == 2 and each}
+        again = await self.rollouts.play_again(
+            list(begun.values()),
+            [texts[at] for at in begun],
+            tokens=[tokens[at] for at in begun],
+        )
+        for at, rollout in zip(begun, again, strict=True):
+            played[at] = rollout
+        return played
 
     def _count(
         self,
@@ -551,7 +563,13 @@ def _means(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     return found
 
 
-def _told(rows: Iterable[tuple[list[int], list[int], list[float]]]) -> dict[str, Any]:
+def _by_turns(ones: Sequence[_Item], others: Sequence[_Item], size: int) -> list[_Item]:
+    """So many of the first, as many of the second, the next of the first, and so on."""
+    begins = range(0, len(ones), size)
+    return [each for at in begins for of in (ones, others) for each in of[at : at + size]]
+
+
+def _told(rows: Iterable[_Row]) -> dict[str, Any]:
     prompts, ids, logps = zip(*rows, strict=True)
     return {"prompt_ids": list(prompts), "completion_ids": list(ids), "logprobs": list(logps)}
 
@@ -902,9 +920,9 @@ def train(
         stop: Is asked after each update whether to stop: what is there is saved.
 
     Raises:
-        RecipeError: If a training is kept there and is not to be gone on with, or the recipe does
-            not fit its pool.
-        PoolError: If the pool is wrong.
+        RecipeError: If a training is kept there and is not to be gone on with, or TRL does not
+            take a setting.
+        PoolError: If the pool is wrong, or somebody of the roster is not in it.
     """
     began = time.monotonic()
     output = recipe.output
@@ -1009,7 +1027,6 @@ def _learn(
     dataset = Dataset.from_dict({"slot": list(range(how.updates * how.questions * how.rounds))})
     dataset.set_transform(play.rows)
     recent: list[dict[str, Any]] = rows[-10:]
-    ended: dict[str, bool] = {}
 
     class Watch(TrainerCallback):
         """Logs updates, marks checkpoints, and stops."""
@@ -1036,7 +1053,6 @@ def _learn(
             minutes = (time.monotonic() - began + spent) / 60
             over = recipe.minutes is not None and minutes >= recipe.minutes
             if over or stop():
-                ended["stopped"] = True
                 control.should_save = control.should_training_stop = True
             return control
 

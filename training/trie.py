@@ -9,10 +9,15 @@ same, at about a quarter of the cost for groups of eight plans.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     import torch
+
+
+_ROWS = 64
+"""Rows of logits that are normalised together."""
 
 
 class Trie(NamedTuple):
@@ -118,25 +123,30 @@ def _score(
     trie = trie_of([rows[at] for at in pack])
     states = states_of(model, trie)
     # A token is scored where its node's parent predicts it; each such pair once.
-    pairs: dict[tuple[int, int], int] = {}
-    places = [
-        [
-            pairs.setdefault((path[at - 1], path[at]), len(pairs))
-            for at in range(begins[row], len(path))
-        ]
-        for row, path in zip(pack, trie.nodes, strict=True)
-    ]
+    paths = [path[begins[row] - 1 :] for row, path in zip(pack, trie.nodes, strict=True)]
+    pairs = sorted({pair for path in paths for pair in pairwise(path)})
     predicting = sorted({parent for parent, _ in pairs})
-    row_of = {parent: at for at, parent in enumerate(predicting)}
-    logits = model.lm_head(states[predicting]).float() / temperature  # (P, V)
-    logs = torch.log_softmax(logits, -1)
-    entropies = -(logs.detach().exp() * logs.detach()).sum(-1)
-    parents = torch.tensor([row_of[parent] for parent, _ in pairs], dtype=torch.long)
+    place = {parent: at for at, parent in enumerate(predicting)}
+    parents = torch.tensor([place[parent] for parent, _ in pairs], dtype=torch.long)
     targets = trie.ids[0, torch.tensor([node for _, node in pairs], dtype=torch.long)]
-    logps = logs[parents, targets]
-    for row, place in zip(pack, places, strict=True):
-        index = torch.tensor(place, dtype=torch.long)
-        found[row] = (logps[index], entropies[parents[index]])
+    logits = model.lm_head(states[predicting] / temperature)  # (P, V)
+    # A few rows at a time, for the caches of the CPU: all of them take hundreds of megabytes.
+    chosen: list[torch.Tensor] = []
+    entropies: list[torch.Tensor] = []
+    for at, some in enumerate(logits.split(_ROWS)):
+        some = some.float()
+        totals = some.logsumexp(-1)
+        here = (parents >= at * _ROWS) & (parents < (at + 1) * _ROWS)
+        rows_of = parents[here] - at * _ROWS
+        chosen.append(some[rows_of, targets[here]] - totals[rows_of])
+        with torch.no_grad():
+            mean = ((some - totals[:, None]).exp_() * some).sum(-1)
+            entropies.append(totals - mean)
+    logps, spread = torch.cat(chosen), torch.cat(entropies)  # (pairs,), (P,)
+    number = {pair: at for at, pair in enumerate(pairs)}
+    for row, path in zip(pack, paths, strict=True):
+        index = torch.tensor([number[pair] for pair in pairwise(path)], dtype=torch.long)
+        found[row] = (logps[index], spread[parents[index]])
 
 
 def _common(one: Sequence[int], other: Sequence[int]) -> int:

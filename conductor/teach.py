@@ -555,9 +555,10 @@ def add_worker(
 
     with _told():
         from training import labels as on_file
+        from training.recipes import Told
         from training.router_sft import Joining
-        from training.router_train import Told, merged
         from training.router_train import add_worker as joined_by
+        from training.router_train import merged
 
         console = Console(stderr=True, quiet=quiet)
         team = load_pool(pool, remark).only(name)

@@ -33,7 +33,7 @@ from runtime import (  # noqa: E402
     prompt_ids,
 )
 from training import grpo  # noqa: E402
-from training.recipes import RecipeError  # noqa: E402
+from training.recipes import RecipeError, Told  # noqa: E402
 from training.rewards import advantages  # noqa: E402
 
 # PEFT and TRL ask transformers for what it renames; in the product they are hushed.
@@ -124,7 +124,7 @@ def rows(folder: Path, name: str) -> list[dict[str, Any]]:
 def whole(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A training from beginning to end."""
     folder = tmp_path_factory.mktemp("whole")
-    told: list[grpo.Told] = []
+    told: list[Told] = []
     trained = grpo.train(recipe(tiny, folder), pool=workers(), progress=told.append)
 
     assert trained.finished

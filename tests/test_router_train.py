@@ -16,6 +16,7 @@ from conductor.router import Encoder, Router
 from runtime import CallCache, FunctionWorker, LocalModel, Message, Pool
 from training.graders import Exact
 from training.labels import Labels, LabelsError
+from training.recipes import Told
 from training.router_evolve import Dice, LabelProblem
 from training.router_rollouts import RunProblem
 from training.router_sft import SFT, Examples, Joining
@@ -25,7 +26,6 @@ from training.router_train import (
     Recipe,
     RecipeError,
     Runs,
-    Told,
     add_worker,
     dealt,
     plan_of,

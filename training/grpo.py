@@ -51,7 +51,7 @@ from .cold_start import train as train_cold
 from .conductor_pictures import draw
 from .course import Became, Course, Question
 from .players import MODEL
-from .recipes import RecipeError, Table, read
+from .recipes import RecipeError, Table, Told, read
 from .rewards import DISCOUNT, Weights, blended, group_of, grouped_advantages
 from .rollouts import Rollout, Rollouts, Settings
 from .sampler import Allow, sample
@@ -214,16 +214,6 @@ class Recipe(Table):
 def read_recipe(path: str | Path, changes: Sequence[str] = (), **given: Any) -> Recipe:
     """Read a recipe; arguments and errors as :func:`training.recipes.read`."""
     return read(Recipe, path, changes, **given)
-
-
-@dataclass(frozen=True, slots=True)
-class Told:
-    """How far a stage is."""
-
-    stage: Literal["cold", "grpo"]
-    done: int
-    total: int
-    text: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -19,6 +20,16 @@ class Table(BaseModel):
     """A table of a recipe: its keys are known, its values don't change."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """How far a stage of a training is."""
+
+    stage: Literal["read", "sft", "svf", "es", "cold", "grpo"]
+    done: int
+    total: int
+    text: str = ""
 
 
 _Recipe = TypeVar("_Recipe", bound=Table)

@@ -35,7 +35,7 @@ from runtime import PACKAGED, CallCache, fetch
 from . import labels as on_file
 from . import router_pictures as pictures
 from .labels import Labels, LabelsError
-from .recipes import RecipeError, Table, read
+from .recipes import RecipeError, Table, Told, read
 from .report import rendered
 from .router_evolve import Evolution, Kept, LabelProblem, Look, Problem, Shelf, evolve, formula
 from .router_rollouts import RunProblem
@@ -186,16 +186,6 @@ def dealt(labels: Labels) -> Data:
 
 
 # --- training -------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Told:
-    """How far a stage is."""
-
-    stage: Literal["read", "sft", "svf", "es"]
-    done: int
-    total: int
-    text: str = ""
 
 
 @dataclass(frozen=True, eq=False)

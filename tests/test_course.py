@@ -84,8 +84,8 @@ def shares_offered(history: list[dict[str, Became]], family: str, team: set[int]
 
 def test_who_was_right_is_mostly_there_again() -> None:
     unknown: list[dict[str, Became]] = [{}] * LAG
-    once = [{"reversal": Became(1, 1, ((4,),))}, {}, {}]
-    together = [{"largest-addition": Became(1, 1, ((0, 3),))}, {}, {}]
+    once = [{"reversal": Became(1, 1, 0.5, ((4,),))}, {}, {}]
+    together = [{"largest-addition": Became(1, 1, 0.5, ((0, 3),))}, {}, {}]
 
     # By chance a worker is there in 7 of 10 cases, two in 45 of 100.
     assert shares_offered(unknown, "reversal", {4}) < 0.85
@@ -96,12 +96,31 @@ def test_who_was_right_is_mostly_there_again() -> None:
 
 
 def test_until_a_team_is_known_those_come_who_were_right_about_the_parts() -> None:
-    parts = [{"addition": Became(1, 1, ((1,),)), "ordering": Became(1, 1, ((2,),))}, {}, {}]
-    whole = [{**parts[0], "addition-ordering": Became(1, 1, ((3, 4),))}, {}, {}]
+    parts = [
+        {"addition": Became(1, 1, 0.5, ((1,),)), "ordering": Became(1, 1, 0.5, ((2,),))},
+        {},
+        {},
+    ]
+    whole = [{**parts[0], "addition-ordering": Became(1, 1, 0.5, ((3, 4),))}, {}, {}]
 
     assert shares_offered(parts, "addition-ordering", {1, 2}) > 0.75
     assert shares_offered(whole, "addition-ordering", {1, 2}) < 0.6
     assert shares_offered(whole, "addition-ordering", {3, 4}) > 0.75
+
+
+def test_the_more_often_a_family_succeeds_the_more_others_are_there() -> None:
+    def beside(right: float) -> Counter[int]:
+        history = [{"reversal": Became(1, 1, right, ((4,),))}] * 40
+        made = course(questions=2000, fewest=1, history=history)
+        asked = [each for each in made.update(40) if each.task.family == "reversal"]
+        return Counter(len(each.offered) - 1 for each in asked if 4 in each.offered)
+
+    # A quarter of all questions offers anybody.
+    assert beside(0.0)[0] > 0.7 * beside(0.0).total()
+    quarter = beside(0.25)
+    assert sum(quarter[size] for size in (0, 1, 2)) > 0.7 * quarter.total()
+    assert max(quarter, key=quarter.__getitem__) in (0, 1, 2)
+    assert all(beside(1.0)[size] > 0.1 * beside(1.0).total() for size in range(5))
 
 
 def test_an_update_depends_on_what_is_over_and_on_nothing_later() -> None:
@@ -123,7 +142,7 @@ def test_an_update_depends_on_what_is_over_and_on_nothing_later() -> None:
 def test_a_course_that_goes_on_knows_what_was() -> None:
     history = [
         {"addition": Became(0, 2)},
-        {"reversal": Became(2, 2, ((1, 3),))},
+        {"reversal": Became(2, 2, 0.5, ((1, 3),))},
         {"addition": Became(0, 1)},
     ]
     begun = course()

@@ -63,17 +63,24 @@ class ColdStart:
 
 
 def offered(
-    random: Random, workers: int, fewest: int = 3, team: Sequence[int] = ()
+    random: Random,
+    workers: int,
+    fewest: int = 3,
+    team: Sequence[int] = (),
+    most: int | None = None,
 ) -> tuple[int, ...]:
     """Draw who is there, in order.
 
     Args:
         random: The source of chance.
         workers: How many the roster has; each is a number from 0 on.
-        fewest: How many are there at least; as many, more, up to all, are equally likely.
+        fewest: How many are there at least.
         team: Who is there in any case.
+        most: How many are there at most, if that is no fewer; all numbers of workers between both
+            are equally likely. All of the roster if None.
     """
-    count = random.randint(min(max(fewest, len(team)), workers), workers)
+    least = min(max(fewest, len(team)), workers)
+    count = random.randint(least, max(least, workers if most is None else most))
     others = [number for number in range(workers) if number not in team]
     return tuple(sorted([*team, *random.sample(others, count - len(team))]))
 

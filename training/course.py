@@ -6,14 +6,15 @@ seldom, but never not at all, since that changes while the Conductor learns.
 
 A question that takes two players succeeds at first about once in a hundred, and hardly ever where
 one of both is missing. So who is there follows experience: a team that was once right about a
-family is mostly among those who are offered when the family comes again. Who that is has been found
-out by rollouts and nothing else.
+family is mostly among those who are offered when the family comes again, at first with few beside
+it, and the more often the family succeeds the more. Which team that is has been found out by
+rollouts and nothing else.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 
@@ -32,6 +33,9 @@ loaders read ahead."""
 TOGETHER = 0.75
 """Share of questions that offer a team that was right about their family, if one is known."""
 
+EASE = 2.0
+"""Beside such a team there may be all others where half of the plans are right; fewer before."""
+
 Team = tuple[int, ...]
 """Workers who answered a question together: positions in the roster, ascending."""
 
@@ -40,11 +44,13 @@ Team = tuple[int, ...]
 class Became:
     """What became of a family in an update."""
 
-    mixed: int
+    mixed: int = 0
     """Groups in which some were right and some were not."""
-    groups: int
+    groups: int = 1
+    right: float = 0.0
+    """Share of plans that were right."""
     teams: tuple[Team, ...] = ()
-    """For each group somebody was right in, the smallest team who was."""
+    """For each group in which somebody was right the smallest team that was."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,13 +76,24 @@ def weights(
         history: What became of earlier updates, from the first one on.
         floor: Smallest weight.
     """
-    shares = dict.fromkeys(families, 0.5)
+    return {
+        family: floor
+        + (1 - floor) * _average(family, history, 0.5, lambda it: it.mixed / it.groups)
+        for family in families
+    }
+
+
+def _average(
+    family: str,
+    history: Sequence[Mapping[str, Became]],
+    begin: float,
+    value: Callable[[Became], float],
+) -> float:
+    """Exponential average of a family's values in the updates in which it came."""
     for update in history:
-        for family, became in update.items():
-            if became.groups and family in shares:
-                share = became.mixed / became.groups
-                shares[family] = MEMORY * shares[family] + (1 - MEMORY) * share
-    return {family: floor + (1 - floor) * share for family, share in shares.items()}
+        if family in update:
+            begin = MEMORY * begin + (1 - MEMORY) * value(update[family])
+    return begin
 
 
 class Course:
@@ -138,10 +155,31 @@ class Course:
         found = []
         for group, family in enumerate(chosen):
             task = random.choice(self._tasks[family])
-            team = _team(task, history, random)
-            there = offered(random, self._workers, self._fewest, team)
-            found.append(Question(task, there, group))
+            found.append(Question(task, self._offers(task, history, random), group))
         return tuple(found)
+
+    def _offers(
+        self, task: Task, history: Sequence[Mapping[str, Became]], random: Random
+    ) -> tuple[int, ...]:
+        """Draw who is there: mostly a team that was right, one that often was more often.
+
+        Where no team has been right about a composed task yet, teams that were about its parts.
+        """
+
+        def drawn(family: str) -> Team:
+            known = Counter(
+                team for update in history if family in update for team in update[family].teams
+            )
+            return random.choices(list(known), list(known.values()))[0] if known else ()
+
+        together = random.random() < TOGETHER
+        team = drawn(task.family) or sum(map(drawn, task.step_families), ())
+        if not together or not team:
+            return offered(random, self._workers, self._fewest)
+        team = tuple(sorted(set(team)))
+        right = _average(task.family, history, 0.0, lambda it: it.right)
+        others = round(min(1.0, EASE * right) * (self._workers - len(team)))
+        return offered(random, self._workers, self._fewest, team, len(team) + others)
 
     def _families(
         self, number: int, history: Sequence[Mapping[str, Became]], random: Random
@@ -165,21 +203,3 @@ class Course:
         """Keep what became of an update."""
         del self.history[number:]
         self.history.append(became)
-
-
-def _team(task: Task, history: Sequence[Mapping[str, Became]], random: Random) -> Team:
-    """Draw who is there in any case: a team that was right, those who often were more often.
-
-    Where no team has been right about a composed task yet, teams that were about its parts.
-    """
-
-    def drawn(family: str) -> Team:
-        known = Counter(
-            team for update in history if family in update for team in update[family].teams
-        )
-        return random.choices(list(known), list(known.values()))[0] if known else ()
-
-    if random.random() >= TOGETHER:
-        return ()
-    team = drawn(task.family) or sum(map(drawn, task.step_families), ())
-    return tuple(sorted(set(team)))

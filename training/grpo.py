@@ -22,7 +22,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from logging import ERROR, getLogger
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -491,22 +491,13 @@ class _Play:
     ) -> None:
         """Begin the update's row of the metrics; tell the course what became of it."""
         size = self.recipe.grpo.group
-        became: dict[str, Became] = {}
+        groups: dict[str, list[list[Mapping[str, Any]]]] = {}
         flat = 0
         for at in range(0, len(rows), size):
             flat += group_of(rewards[at : at + size]).flat
-            family = question[at].task.family
             known = [each for each in rows[at : at + size] if each["reward"] is not None]
-            right = [each for each in known if (each["score"] or 0) >= 1]
-            teams = [tuple(sorted(set(each["workers"] or ()))) for each in right]
-            was = became.get(family, Became(0, 0))
-            became[family] = Became(
-                was.mixed + (0 < len(right) < len(known)),
-                was.groups + 1,
-                (*was.teams, min(teams, key=lambda team: (len(team), team)))
-                if teams
-                else was.teams,
-            )
+            groups.setdefault(question[at].task.family, []).append(known)
+        became = {family: _became(of) for family, of in groups.items()}
         self.course.note(update, became)
         earned = [each for each in rewards if each is not None]
         written = [each for each in rows if each["valid"] is not None]
@@ -520,8 +511,7 @@ class _Play:
             "masked": len(rewards) - len(earned),
             "steps": _mean(steps),
             "tokens": _mean(tokens),
-            "mixed": {family: [each.mixed, each.groups] for family, each in became.items()},
-            "teams": {family: each.teams for family, each in became.items() if each.teams},
+            "families": {family: asdict(each) for family, each in became.items()},
         }
 
     def close(self, logs: Mapping[str, Any], seconds: float) -> dict[str, Any]:
@@ -541,6 +531,19 @@ class _Play:
             file.write(json.dumps(self.row) + "\n")
         self._took = {}
         return self.row
+
+
+def _became(groups: Sequence[Sequence[Mapping[str, Any]]]) -> Became:
+    """What became of a family, by the rows of its groups that are not masked."""
+    rights = [[each for each in of if (each["score"] or 0) >= 1] for of in groups]
+    teams = [[tuple(sorted(set(each["workers"] or ()))) for each in right] for right in rights]
+    written = sum(map(len, groups))
+    return Became(
+        mixed=sum(0 < len(right) < len(of) for right, of in zip(rights, groups, strict=True)),
+        groups=len(groups),
+        right=sum(map(len, rights)) / written if written else 0.0,
+        teams=tuple(min(of, key=lambda team: (len(team), team)) for of in teams if of),
+    )
 
 
 def _means(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
@@ -976,8 +979,8 @@ def _learn(
     _go_back(recipe.output / ROLLOUTS, updates)
     history = [
         {
-            family: Became(mixed, groups, tuple(map(tuple, row["teams"].get(family, ()))))
-            for family, (mixed, groups) in row["mixed"].items()
+            family: Became(**told | {"teams": tuple(map(tuple, told["teams"]))})
+            for family, told in row["families"].items()
         }
         for row in rows
     ]

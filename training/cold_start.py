@@ -5,9 +5,9 @@
 trains an adapter of the packaged model by SFT on random plans, and measures how many of the plans
 that it then writes, freely and at temperature 1, are valid. Workers are random among those that are
 offered; whether a question is handed on, tried twice or checked is random too, the simplest being
-the most frequent; a composed question is taken apart into its parts, each step reading the one
-before, in six of ten plans. So what is right is left to reinforcement learning to find out, but it
-is within reach: with subtasks that are wholly random no rollout would ever solve a composed
+by far the most frequent; a composed question is taken apart into its parts, each step reading the
+one before, in nine of ten plans. So who is right is left to reinforcement learning to find out, but
+it is within reach: with subtasks that are wholly random no rollout would ever solve a composed
 question.
 """
 
@@ -34,6 +34,10 @@ from .players import MODEL
 from .sft import Lesson, SFTRecipe, adapt
 from .tasks import Split, Task, Wording, draw
 
+_APART = 0.9
+"""Share of composed questions that are taken apart."""
+_ALONE = 0.95
+"""Share of the others that are handed on to one worker, and no more."""
 _CHECKS = (
     "Check the reply and give the final answer.",
     "Correct the reply if it is wrong.",
@@ -93,13 +97,12 @@ def random_plan(task: Task, numbers: Sequence[int], random: Random) -> Plan:
         numbers: Who may be named.
         random: The source of chance.
     """
-    drawn = random.random()
-    if task.parts and drawn < 0.6:
+    if task.parts and random.random() < _APART:
         subtasks = [part.subtask for part in task.parts]
         access = [[at - 1] if at else [] for at in range(len(subtasks))]
-    elif drawn < 0.9:
+    elif (drawn := random.random()) < _ALONE:
         subtasks, access = ["{query}"], [[]]
-    elif drawn < 0.95:
+    elif drawn < (1 + _ALONE) / 2:
         subtasks, access = ["{query}", random.choice(_CHECKS)], [[], [0]]
     else:
         subtasks, access = ["{query}", "{query}", random.choice(_VERDICTS)], [[], [], [0, 1]]

@@ -359,6 +359,15 @@ def lines(tasks: Iterable[Task]) -> list[str]:
     return [_TASK.dump_json(each).decode() for each in tasks]
 
 
+def task_of(line: str) -> Task:
+    """Read one of these lines.
+
+    Raises:
+        ValueError: If it is no task.
+    """
+    return _TASK.validate_json(line)
+
+
 _SIMPLE: Mapping[str, Callable[[str], Grader]] = {
     "exact": lambda answer: Exact((answer,)),
     "number": Number,

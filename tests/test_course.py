@@ -5,34 +5,12 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from training.course import FLOOR, LAG, Became, Course, weights
+from training.course import LAG, Became, Course
 from training.families import CHAINS, FAMILIES
 
 SIMPLE = {name for name, family in FAMILIES.items() if not family.reserved}
 COMPOSED = {name for name, chain in CHAINS.items() if not chain.reserved}
-SHARES = st.tuples(st.integers(0, 4), st.integers(1, 4)).map(
-    lambda pair: Became(min(pair), pair[1])
-)
-HISTORY = st.lists(st.dictionaries(st.sampled_from(["a", "b", "c"]), SHARES), max_size=8)
-
-
-@given(HISTORY)
-def test_weights_are_between_the_floor_and_one(history: list[dict[str, Became]]) -> None:
-    found = weights(["a", "b", "d"], history)
-
-    assert list(found) == ["a", "b", "d"]
-    assert all(FLOOR <= weight <= 1 for weight in found.values())
-    assert found["d"] == pytest.approx(FLOOR + (1 - FLOOR) / 2)  # never seen
-
-
-def test_families_whose_groups_are_mixed_come_more_often() -> None:
-    found = weights(["mixed", "flat"], [{"mixed": Became(2, 2), "flat": Became(0, 2)}] * 10)
-
-    assert found["mixed"] > 0.95
-    assert found["flat"] < 0.35
 
 
 def course(**more: object) -> Course:
@@ -59,12 +37,19 @@ def test_who_is_there_is_drawn_from_the_roster() -> None:
     assert [question.group for question in questions] == [*range(40)] * LAG
 
 
+def test_all_families_of_a_kind_come_equally_often() -> None:
+    often = Counter(each.task.family for each in course(questions=40).update(0))
+
+    assert often.keys() == SIMPLE | COMPOSED
+    for kind in (SIMPLE, COMPOSED):
+        counts = [often[name] for name in kind]
+        assert max(counts) - min(counts) <= 1
+
+
 def test_composed_questions_wait_until_it_is_their_turn() -> None:
     made = course(questions=40, simple_first=1)
 
-    often = Counter(each.task.family for each in made.update(0))
-    assert set(often) == SIMPLE
-    assert max(often.values()) - min(often.values()) <= 1
+    assert {each.task.family for each in made.update(0)} == SIMPLE
     assert {each.task.family for each in made.update(1)} & COMPOSED
 
 
@@ -84,8 +69,8 @@ def shares_offered(history: list[dict[str, Became]], family: str, team: set[int]
 
 def test_who_was_right_is_mostly_there_again() -> None:
     unknown: list[dict[str, Became]] = [{}] * LAG
-    once = [{"reversal": Became(1, 1, 0.5, ((4,),))}, {}, {}]
-    together = [{"largest-addition": Became(1, 1, 0.5, ((0, 3),))}, {}, {}]
+    once = [{"reversal": Became(0.5, ((4,),))}, {}, {}]
+    together = [{"largest-addition": Became(0.5, ((0, 3),))}, {}, {}]
 
     # By chance a worker is there in 7 of 10 cases, two in 45 of 100.
     assert shares_offered(unknown, "reversal", {4}) < 0.85
@@ -97,11 +82,11 @@ def test_who_was_right_is_mostly_there_again() -> None:
 
 def test_until_a_team_is_known_those_come_who_were_right_about_the_parts() -> None:
     parts = [
-        {"addition": Became(1, 1, 0.5, ((1,),)), "ordering": Became(1, 1, 0.5, ((2,),))},
+        {"addition": Became(0.5, ((1,),)), "ordering": Became(0.5, ((2,),))},
         {},
         {},
     ]
-    whole = [{**parts[0], "addition-ordering": Became(1, 1, 0.5, ((3, 4),))}, {}, {}]
+    whole = [{**parts[0], "addition-ordering": Became(0.5, ((3, 4),))}, {}, {}]
 
     assert shares_offered(parts, "addition-ordering", {1, 2}) > 0.75
     assert shares_offered(whole, "addition-ordering", {1, 2}) < 0.6
@@ -110,7 +95,7 @@ def test_until_a_team_is_known_those_come_who_were_right_about_the_parts() -> No
 
 def test_the_more_often_a_family_succeeds_the_more_others_are_there() -> None:
     def beside(right: float) -> Counter[int]:
-        history = [{"reversal": Became(1, 1, right, ((4,),))}] * 40
+        history = [{"reversal": Became(right, ((4,),))}] * 40
         made = course(questions=2000, fewest=1, history=history)
         asked = [each for each in made.update(40) if each.task.family == "reversal"]
         return Counter(len(each.offered) - 1 for each in asked if 4 in each.offered)
@@ -131,19 +116,19 @@ def test_an_update_depends_on_what_is_over_and_on_nothing_later() -> None:
     with pytest.raises(ValueError, match=f"update {LAG} depends on 1; 0 are over"):
         eager.update(LAG)
 
-    eager.note(0, {"addition": Became(1, 1)})
-    late.note(0, {"addition": Became(1, 1)})
+    eager.note(0, {"addition": Became(1.0)})
+    late.note(0, {"addition": Became(1.0)})
     asked = eager.update(LAG)
-    late.note(1, {"addition": Became(0, 1)})
+    late.note(1, {"addition": Became(0.0)})
 
     assert late.update(LAG) == asked
 
 
 def test_a_course_that_goes_on_knows_what_was() -> None:
     history = [
-        {"addition": Became(0, 2)},
-        {"reversal": Became(2, 2, 0.5, ((1, 3),))},
-        {"addition": Became(0, 1)},
+        {"addition": Became(0.0)},
+        {"reversal": Became(0.5, ((1, 3),))},
+        {"addition": Became(0.0)},
     ]
     begun = course()
     for number, became in enumerate(history):

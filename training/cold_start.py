@@ -101,7 +101,9 @@ def random_plan(task: Task, numbers: Sequence[int], random: Random) -> Plan:
         subtasks = [part.subtask for part in task.parts]
         access = [[at - 1] if at else [] for at in range(len(subtasks))]
     elif (drawn := random.random()) < _ALONE:
-        subtasks, access = ["{query}"], [[]]
+        # Said in full in every other plan: whom to name is then learned from the subtask, as it is
+        # where a question is taken apart.
+        subtasks, access = [random.choice(("{query}", task.question))], [[]]
     elif drawn < (1 + _ALONE) / 2:
         subtasks, access = ["{query}", random.choice(_CHECKS)], [[], [0]]
     else:

@@ -1,8 +1,7 @@
 """The curriculum: which question comes when, and who is there to answer it. Deterministic.
 
-GRPO learns from groups whose rewards differ and from no others. So families of tasks in whose
-groups some are right and some are not come more often; those that always or never succeed come
-seldom, but never not at all, since that changes while the Conductor learns.
+GRPO learns from groups whose rewards differ and from no others. All families come equally often,
+and who is there is drawn so that groups are mixed.
 
 A question that takes two players succeeds at first about once in a hundred, and hardly ever where
 one of both is missing. So who is there follows experience: a team that was once right about a
@@ -14,7 +13,7 @@ rollouts and nothing else.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 
@@ -22,10 +21,8 @@ from .cold_start import offered
 from .families import CHAINS, FAMILIES
 from .tasks import Split, Task, draw
 
-FLOOR = 0.3
-"""Weight of a family none of whose groups is mixed; of one whose groups all are, it is 1."""
 MEMORY = 0.7
-"""What is kept of a family's share of mixed groups when it is seen again."""
+"""What is kept of a family's share of right plans when it is seen again."""
 LAG = 3
 """The questions of an update depend on what happened so many updates before it, and earlier: data
 loaders read ahead."""
@@ -44,9 +41,6 @@ Team = tuple[int, ...]
 class Became:
     """What became of a family in an update."""
 
-    mixed: int = 0
-    """Groups in which some were right and some were not."""
-    groups: int = 1
     right: float = 0.0
     """Share of plans that were right."""
     teams: tuple[Team, ...] = ()
@@ -64,36 +58,13 @@ class Question:
     """Its place in the update."""
 
 
-def weights(
-    families: Sequence[str], history: Sequence[Mapping[str, Became]], floor: float = FLOOR
-) -> dict[str, float]:
-    """How often families are to come, relative to each other, from ``floor`` to 1.
-
-    A family starts as if half its groups were mixed, and is judged by an exponential average.
-
-    Args:
-        families: All there are.
-        history: What became of earlier updates, from the first one on.
-        floor: Smallest weight.
-    """
-    return {
-        family: floor
-        + (1 - floor) * _average(family, history, 0.5, lambda it: it.mixed / it.groups)
-        for family in families
-    }
-
-
-def _average(
-    family: str,
-    history: Sequence[Mapping[str, Became]],
-    begin: float,
-    value: Callable[[Became], float],
-) -> float:
-    """Exponential average of a family's values in the updates in which it came."""
+def _right(family: str, history: Sequence[Mapping[str, Became]]) -> float:
+    """Share of a family's plans that are right: an exponential average, 0 at first."""
+    share = 0.0
     for update in history:
         if family in update:
-            begin = MEMORY * begin + (1 - MEMORY) * value(update[family])
-    return begin
+            share = MEMORY * share + (1 - MEMORY) * update[family].right
+    return share
 
 
 class Course:
@@ -151,7 +122,7 @@ class Course:
 
     def _draw(self, number: int, history: Sequence[Mapping[str, Became]]) -> tuple[Question, ...]:
         random = Random(f"{self._seed} {number}")  # noqa: S311
-        chosen = self._families(number, history, random)
+        chosen = self._families(number, random)
         found = []
         for group, family in enumerate(chosen):
             task = random.choice(self._tasks[family])
@@ -177,26 +148,21 @@ class Course:
         if not together or not team:
             return offered(random, self._workers, self._fewest)
         team = tuple(sorted(set(team)))
-        right = _average(task.family, history, 0.0, lambda it: it.right)
+        right = _right(task.family, history)
         others = round(min(1.0, EASE * right) * (self._workers - len(team)))
         return offered(random, self._workers, self._fewest, team, len(team) + others)
 
-    def _families(
-        self, number: int, history: Sequence[Mapping[str, Became]], random: Random
-    ) -> list[str]:
-        if number < self._simple_first:
-            # Equally often: who is right where groups are mixed most would seem right anywhere.
-            simple = [name for name in self._tasks if name in FAMILIES]
-            order: list[str] = []
-            while len(order) < self._questions:
-                order += random.sample(simple, len(simple))
-            return order[: self._questions]
-        often = weights(list(self._tasks), history)
-        composed = round(self._composed * self._questions)
+    def _families(self, number: int, random: Random) -> list[str]:
+        """Draw simple families, then composed ones, each equally often.
+
+        Who is right where groups are mixed most would otherwise seem right anywhere.
+        """
+        composed = round(self._composed * self._questions) if number >= self._simple_first else 0
         chosen: list[str] = []
         for of, count in ((FAMILIES, self._questions - composed), (CHAINS, composed)):
             names = [name for name in self._tasks if name in of]
-            chosen += random.choices(names, [often[name] for name in names], k=count)
+            rounds = (random.sample(names, len(names)) for _ in range(0, count, len(names)))
+            chosen += [name for each in rounds for name in each][:count]
         return chosen
 
     def note(self, number: int, became: Mapping[str, Became]) -> None:

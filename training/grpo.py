@@ -539,8 +539,6 @@ def _became(groups: Sequence[Sequence[Mapping[str, Any]]]) -> Became:
     teams = [[tuple(sorted(set(each["workers"] or ()))) for each in right] for right in rights]
     written = sum(map(len, groups))
     return Became(
-        mixed=sum(0 < len(right) < len(of) for right, of in zip(rights, groups, strict=True)),
-        groups=len(groups),
         right=sum(map(len, rights)) / written if written else 0.0,
         teams=tuple(min(of, key=lambda team: (len(team), team)) for of in teams if of),
     )

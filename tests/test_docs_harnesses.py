@@ -56,7 +56,7 @@ def test_the_prompts_of_the_tasks_are_the_ones_shown(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (code,) = blocks("python")
-    (shown,) = blocks("text")
+    shown = blocks("text")[-1]
     monkeypatch.chdir(tmp_path)
 
     exec(code, {})

@@ -15,6 +15,7 @@ from typing import Any
 
 import anyio.to_thread
 import inspect_ai
+from inspect_ai import task
 from inspect_ai.dataset import MemoryDataset, Sample
 from inspect_ai.model import (
     ChatMessage,
@@ -33,17 +34,18 @@ from conductor import Call, CallCache, Conductor, FailureKind, Message, Run, Sam
 from conductor.config import EMBEDDED, embedded_pool, load_pool
 from conductor.prompt import plan_text
 
-from .evaluate import section_of
-from .graders import grade
-from .tasks import Split, Task, Wording, gather, lines, task_of
-from .trials import OWN_FAULT
+# In full, since inspect loads this file by its path.
+from training.evaluate import section_of
+from training.graders import grade
+from training.tasks import Split, Task, Wording, gather, lines, task_of
+from training.trials import OWN_FAULT
 
 _AT_ONCE = 64
 """Most questions under way, if inspect is not told: calls wait their turn in the pool, on its own
 terms, and models in this process answer in batches."""
 
 
-@inspect_ai.task
+@task
 def questions(
     sources: str | Sequence[str] = "all",
     n: int = 20,
@@ -66,22 +68,22 @@ def questions(
     named = [sources] if isinstance(sources, str) else list(sources)
     found = gather(named, n, split=Split(split), wording=wording, seed=seed)
     return inspect_ai.Task(
-        dataset=MemoryDataset([sample_of(task) for task in found], name="conductor"),
+        dataset=MemoryDataset([sample_of(each) for each in found], name="conductor"),
         solver=generate(),
         scorer=graded(),
     )
 
 
-def sample_of(task: Task) -> Sample:
+def sample_of(of: Task) -> Sample:
     """A task as a sample; all that grades it is in its metadata, so logs can be scored again."""
     return Sample(
-        id=task.id,
-        input=task.question,
-        target=task.answer,
+        id=of.id,
+        input=of.question,
+        target=of.answer,
         metadata={
-            "family": task.family,
-            "section": str(section_of(task) or task.split),
-            "task": lines([task])[0],
+            "family": of.family,
+            "section": str(section_of(of) or of.split),
+            "task": lines([of])[0],
         },
     )
 
@@ -91,10 +93,10 @@ def graded() -> Scorer:
     """The task's own grader: 1 right, 0 wrong, parts between where it gives them."""
 
     async def score(state: TaskState, target: Target) -> Score:
-        task = task_of(state.metadata["task"])
+        asked = task_of(state.metadata["task"])
         answer = state.output.completion
         # In a thread: code is run in a sandbox, and that takes its time.
-        value = await anyio.to_thread.run_sync(grade, task.grader, answer, task.question)
+        value = await anyio.to_thread.run_sync(grade, asked.grader, answer, asked.question)
         failure = (state.output.metadata or {}).get("failure")
         return Score(value=value, answer=answer, explanation=failure or f"right is {target.text}")
 

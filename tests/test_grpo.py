@@ -228,7 +228,7 @@ def test_log_probabilities_are_those_of_trl(tiny: Path, tmp_path: Path) -> None:
     from datasets import Dataset
 
     ours, theirs = (
-        grpo._trainer_of(how, 3)(
+        grpo._trainer_of(how)(
             model=grpo._loaded(how, tiny / "adapter")[0],
             reward_funcs=lambda **_: [0.0],
             args=grpo.config_of(how),

@@ -311,12 +311,6 @@ def _terms(how: Mapping[str, Any]) -> Iterator[str]:
         yield f"a KL term to the model that it began as, weight {how['beta']:g}"
     if how.get("entropy"):
         yield f"an entropy bonus, weight {how['entropy']:g}"
-    if how.get("form"):
-        yield (
-            f"the cold start's loss on {how['forms']} composed questions an update that are taken "
-            f"apart, the workers' numbers left out, weight {how['form']:g} (so that it takes "
-            f"questions apart is not the reward's doing alone; whom it names is)"
-        )
     if how.get("layers_from"):
         yield f"only layers from {how['layers_from']} on were trained"
 

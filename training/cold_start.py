@@ -150,30 +150,6 @@ def lessons(how: ColdStart, workers: int) -> Iterator[Lesson]:
         yield brief_messages(task.question, numbers), plan_text(plan)
 
 
-def forms(
-    seed: int, update: int, count: int, workers: int
-) -> Iterator[tuple[Task, tuple[int, ...], Plan]]:
-    """Give composed questions with plans that take them apart, workers by chance.
-
-    The same arguments give the same ones.
-    """
-    random = Random(f"forms {seed} {update}")  # noqa: S311
-    chains = [name for name, chain in CHAINS.items() if not chain.reserved]
-    for _ in range(count):
-        name = random.choice(chains)
-        (task,) = draw(name, 1, seed=random.randrange(1_000_000))
-        there = offered(random, workers)
-        yield (
-            task,
-            there,
-            Plan.of(
-                task.plan_subtasks,
-                [random.choice(there) for _ in task.parts],
-                [[at - 1] if at else [] for at in range(len(task.parts))],
-            ),
-        )
-
-
 def train(
     target: Path,
     workers: int,

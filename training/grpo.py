@@ -31,7 +31,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from conductor.config import load_pool
-from conductor.prompt import brief_messages, plan_messages, plan_text, revision_messages
+from conductor.prompt import brief_messages, plan_messages, revision_messages
 from grammar import decoding_grammar
 from runtime import (
     PACKAGED,
@@ -46,7 +46,7 @@ from runtime import (
 )
 
 from .card import machine, write_card
-from .cold_start import ColdStart, forms
+from .cold_start import ColdStart
 from .cold_start import train as train_cold
 from .conductor_pictures import draw
 from .course import Became, Course, Question
@@ -89,12 +89,12 @@ class Tasks(Table):
     """What is asked, and of whom."""
 
     composed: float = Field(default=0.5, ge=0, le=1)
-    """Share of composed questions in the cold start."""
+    """Share of composed questions, in the cold start and after it."""
     fewest: int = Field(default=3, ge=1)
     """Fewest workers that a question offers; more, up to all, are as likely."""
-    simple_first: int = Field(default=30, ge=0)
-    """Updates in which no composed questions come. What is learned in them about players is what
-    composed questions take, and comes at a third of the cost."""
+    simple_first: int = Field(default=0, ge=0)
+    """Updates in which no composed questions come: a third of the cost, but taking apart is
+    forgotten meanwhile."""
     each: int = Field(default=400, ge=1)
     """Different tasks of a family."""
 
@@ -120,11 +120,6 @@ class Learning(Table):
     """Weight of the KL term; 0: no reference model."""
     entropy: float = Field(default=0.0, ge=0)
     """Weight of the entropy bonus."""
-    form: float = Field(default=0.0, ge=0)
-    """Weight of a further term, as in PPO-ptx (InstructGPT, equation 2): the cold start's loss on
-    composed questions that are taken apart, the workers' numbers left out. In-process only."""
-    forms: int = Field(default=6, ge=1)
-    """Such plans in an update."""
     clip: float = Field(default=1.0, gt=0)
     """Largest norm of the gradient."""
     rounds: Literal[1, 2] = 1
@@ -666,34 +661,8 @@ def _freeze(model: Any, layers_from: int) -> None:
             weight.requires_grad_(int(parts[1].split(".")[0]) >= layers_from)
 
 
-def _form_loss(recipe: Recipe, model: Any, tokenizer: Any, update: int, workers: int) -> Any:
-    """Mean cross-entropy of plans that take composed questions apart, in nats per token."""
-    import torch
-
-    prompts, completions, kept = [], [], []
-    for task, offered, plan in forms(recipe.seed, update, recipe.grpo.forms, workers):
-        text = plan_text(plan)
-        told = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        first, last = text.index("workers"), text.index("access")
-        named = [
-            first <= start < last and text[start:end].strip().isdigit()
-            for start, end in told["offset_mapping"]
-        ]
-        prompts.append(prompt_ids(tokenizer, recipe.asked(task.question, offered)))
-        completions.append([*told["input_ids"], tokenizer.eos_token_id])
-        kept.append(torch.tensor([not each for each in named] + [True]))
-    with computing(precision_of(recipe)):
-        found = scores_of(model, prompts, completions)
-    return -torch.cat([logps[keep] for (logps, _), keep in zip(found, kept, strict=True)]).mean()
-
-
-def _trainer_of(recipe: Recipe, workers: int) -> Any:
-    """TRL's trainer; in this process with log-probabilities of ours.
-
-    Args:
-        recipe: How it trains.
-        workers: How many the roster has.
-    """
+def _trainer_of(recipe: Recipe) -> Any:
+    """TRL's trainer; in this process with log-probabilities of ours."""
     from trl.trainer.grpo_trainer import GRPOTrainer
 
     class Trainer(GRPOTrainer):
@@ -703,16 +672,6 @@ def _trainer_of(recipe: Recipe, workers: int) -> Any:
             return super().create_optimizer(*args, **more)
 
     class InProcess(Trainer):
-        def _compute_loss(self, model: Any, inputs: Any) -> Any:
-            loss = super()._compute_loss(model, inputs)  # type: ignore[no-untyped-call]
-            if recipe.grpo.form:
-                plain = _causal(self.accelerator.unwrap_model(model))
-                tokenizer = self.processing_class
-                loss = loss + recipe.grpo.form * _form_loss(
-                    recipe, plain, tokenizer, self.state.global_step, workers
-                )
-            return loss
-
         def _get_per_token_logps_and_entropies(
             self,
             model: Any,
@@ -1052,7 +1011,7 @@ def _learn(
             (folder / _MARK).touch()
 
     with _hushed():
-        trainer = _trainer_of(recipe, len(roster))(
+        trainer = _trainer_of(recipe)(
             model=model,
             reward_funcs=play.reward,
             args=config_of(recipe),

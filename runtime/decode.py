@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from .worker import Sampling
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-    from .local import Job, Offsets
+    from .local import Job, Offsets, Precision
 
 Push = Callable[["Job", int], None]
 
@@ -97,7 +97,7 @@ class TransformersDecoder:
         tokenizer: PreTrainedTokenizerFast,
         *,
         threads: int,
-        precision: Literal["float32", "bfloat16"] = "float32",
+        precision: Precision = "float32",
     ) -> None:
         torch.set_num_threads(threads)
         cuda = torch.cuda.is_available()

@@ -67,6 +67,7 @@ if TYPE_CHECKING:
 
     from .decode import Ctranslate2Decoder, TransformersDecoder
 
+Precision = Literal["float32", "bfloat16"]
 EngineName = Literal["auto", "transformers", "ctranslate2", "ctranslate2-int8"]
 
 ToolUse = Literal["free", "first"]
@@ -208,7 +209,7 @@ class LocalModel:
         self.threads: int | None = None
         """CPU threads that decode, to be set before the first call; None is half the cores, since a
         second thread on a core that is busy makes decoding slower."""
-        self.precision: Literal["float32", "bfloat16"] = "float32"
+        self.precision: Precision = "float32"
         """What transformers computes in on a CPU, to be set before the first call. The second is
         twice as fast where the CPU has instructions for it, and replies change a little."""
         self.widest = _WIDEST

@@ -44,6 +44,7 @@ from runtime import (
     fetch,
     prompt_ids,
 )
+from runtime.local import Precision
 
 from .card import machine, write_card
 from .cold_start import ColdStart
@@ -55,7 +56,7 @@ from .recipes import RecipeError, Table, Told, read
 from .rewards import DISCOUNT, Weights, blended, group_of, grouped_advantages
 from .rollouts import Rollout, Rollouts, Settings
 from .sampler import Allow, sample
-from .sft import Precision, SFTRecipe, computing, save_adapter
+from .sft import SFTRecipe, computing, save_adapter
 from .trie import scores_of
 
 if TYPE_CHECKING:
@@ -93,8 +94,8 @@ class Tasks(Table):
     fewest: int = Field(default=3, ge=1)
     """Fewest workers that a question offers; more, up to all, are as likely."""
     simple_first: int = Field(default=0, ge=0)
-    """Updates in which no composed questions come: a third of the cost, but taking apart is
-    forgotten meanwhile."""
+    """Updates in which no composed questions come, at a third of the cost; what is left of taking
+    apart afterwards is in docs/training.md."""
     each: int = Field(default=400, ge=1)
     """Different tasks of a family."""
 
@@ -364,11 +365,11 @@ class _Play:
         blank = [self.tokenizer.eos_token_id], [0.0]
         seconds = [found.get(at, (prompt, *blank)) for at, (prompt, _, _) in enumerate(firsts)]
         followed = [each if at in found else None for at, each in enumerate(played)]
-        counts = [[1] * len(ids) for _, ids, _ in firsts]
-        count = [[int(at in found)] * len(ids) for at, (_, ids, _) in enumerate(seconds)]
+        counted = [[1] * len(ids) for _, ids, _ in firsts]
+        masked = [[int(at in found)] * len(ids) for at, (_, ids, _) in enumerate(seconds)]
         return _by_turns(firsts, seconds, size), {
             "first": _by_turns(played, followed, size),
-            "env_mask": _by_turns(counts, count, size),
+            "env_mask": _by_turns(counted, masked, size),
         }
 
     def _sample(
@@ -437,9 +438,9 @@ class _Play:
             played = await self._play_again(rounds, first, texts, tokens)
         summary = self.rollouts.summary
         rewards = [each.total if each else None for each in played]
-        for at, follows in enumerate(rounds):
+        for at, number in enumerate(rounds):
             # A first round that no second followed keeps its reward.
-            if follows == 2 and played[at] is not None:
+            if number == 2 and played[at] is not None:
                 before = at - how.group
                 rewards[before] = blended(rewards[before], rewards[at], how.discount)
         groups = [at // how.group for at in range(len(texts))]

@@ -41,8 +41,8 @@ from training.tasks import Split, Task, Wording, gather, lines, task_of
 from training.trials import OWN_FAULT
 
 _AT_ONCE = 64
-"""Most questions under way, if inspect is not told: calls wait their turn in the pool, on its own
-terms, and models in this process answer in batches."""
+"""Most questions under way where inspect neither adapts that nor is told: calls wait their turn in
+the pool, on its own terms, and models in this process answer in batches."""
 
 
 @task

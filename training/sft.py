@@ -19,16 +19,16 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from runtime import PACKAGED, Message, fetch, prompt_ids
+from runtime.local import Precision
 
 if TYPE_CHECKING:
     import torch
 
 Lesson = tuple[tuple[Message, ...], str]
 """Messages, and what is to be answered."""
-Precision = Literal["float32", "bfloat16"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -131,6 +131,7 @@ def _score(
     targets = trie.ids[0, torch.tensor([node for _, node in pairs], dtype=torch.long)]
     logits = model.lm_head(states[predicting] / temperature)  # (P, V)
     # A few rows at a time, for the caches of the CPU: all of them take hundreds of megabytes.
+    # Tokens are taken from rows in float32: there the gradient 1 - p adds up before it is rounded.
     chosen: list[torch.Tensor] = []
     entropies: list[torch.Tensor] = []
     for at, some in enumerate(logits.split(_ROWS)):

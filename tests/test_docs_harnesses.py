@@ -1,4 +1,7 @@
-"""docs/harnesses.md is true: its commands and its Python are executed where both are installed."""
+"""docs/harnesses.md is true: its commands and its Python are executed where both are installed.
+
+Not verifiers' own command, which fetches what its harness needs.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +59,7 @@ def test_the_prompts_of_the_tasks_are_the_ones_shown(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (code,) = blocks("python")
-    shown = blocks("text")[-1]
+    shown = blocks("text")[1]
     monkeypatch.chdir(tmp_path)
 
     exec(code, {})

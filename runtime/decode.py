@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
@@ -108,7 +109,7 @@ class TransformersDecoder:
         self._model.train(False)
         self._tokenizer = tokenizer
         self._adapters = Adapters(self._model)
-        self._grammars: Any = None
+        self._grammars: Grammars | None = None
         self._kept: tuple[str, list[int], DynamicCache] | None = None
         """Adapter, tokens and keys/values of the last single job: prompts often share their
         beginning."""
@@ -136,6 +137,13 @@ class TransformersDecoder:
             self._decode_one(jobs[0], push)
         else:
             self._decode_batch(list(jobs), push)
+
+    def _matcher(self, grammar: str | None) -> Any:
+        if grammar is None:
+            return None
+        if self._grammars is None:
+            self._grammars = Grammars(self._tokenizer, self._model.config.vocab_size)
+        return self._grammars.matcher(grammar)
 
     def _decode_one(self, job: Job, push: Push) -> None:
         matcher = self._matcher(job.call.grammar)
@@ -166,7 +174,9 @@ class TransformersDecoder:
     ) -> int:
         """Choose and push the next token of a job; end the job if that completes its grammar."""
         if matcher is not None:
-            logits = self._allowed(matcher, logits)
+            assert self._grammars is not None
+            flags = torch.from_numpy(self._grammars.allowed(matcher))
+            logits = logits.masked_fill(~flags, float("-inf"))
         token = _choose(logits, job.call.sampling, dice)
         push(job, token)
         if matcher is not None:
@@ -241,7 +251,7 @@ class TransformersDecoder:
             elif not same:
                 cache = roomy_cache()
             self._adapters.use([job.adapter for job in pack])
-            ids, mask, positions = _padded([job.prompt[same:] for job in pack], same)
+            ids, mask, positions = padded([job.prompt[same:] for job in pack], same)
             logits.append(self._forward(ids, cache, mask, positions))
             masks.append(torch.nn.functional.pad(mask, (width - mask.shape[1], 0)))
             last.append(positions[:, -1:])
@@ -305,7 +315,7 @@ class TransformersDecoder:
             cache = deepcopy(kept)
             rows = torch.zeros(len(prompts), dtype=torch.long, device=self._device)
             cache.batch_select_indices(rows)
-        ids, mask, positions = _padded([prompt[same:] for prompt in prompts], same)
+        ids, mask, positions = padded([prompt[same:] for prompt in prompts], same)
         return self._states(ids, cache, mask, positions, layer)
 
     def _resume_read(self, prompt: list[int]) -> tuple[DynamicCache, int]:
@@ -389,31 +399,46 @@ class TransformersDecoder:
             generator.seed()
         return generator
 
-    def _matcher(self, grammar: str | None) -> Any:
-        if grammar is None:
-            return None
+
+class Grammars:
+    """Says which tokens a decoding grammar allows next.
+
+    Args:
+        tokenizer: Of the model.
+        vocabulary: How many logits it has, V.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, vocabulary: int) -> None:
         import llguidance.hf
+
+        self._tokens = llguidance.hf.from_tokenizer(tokenizer, n_vocab=vocabulary)
+        self._vocabulary = vocabulary
+
+    def matcher(self, grammar: str) -> Any:
+        """Begin to match a grammar: an ``llguidance.LLMatcher``, which is told each token.
+
+        Raises:
+            ValueError: If it can't be used.
+        """
         from llguidance import LLMatcher
 
-        if self._grammars is None:
-            self._grammars = llguidance.hf.from_tokenizer(self._tokenizer)
-        matcher = LLMatcher(self._grammars, LLMatcher.grammar_from_lark(grammar))
+        matcher = LLMatcher(self._tokens, LLMatcher.grammar_from_lark(grammar))
         if matcher.is_error():
             raise ValueError(f"the grammar is not usable: {matcher.get_error()}")
         return matcher
 
-    def _allowed(self, matcher: Any, logits: torch.Tensor) -> torch.Tensor:
-        """Leave only the tokens that the grammar allows next.
+    def allowed(self, matcher: Any) -> NDArray[np.bool_]:
+        """The tokens that may follow what a matcher was told, (V,).
 
         The bits are unpacked with numpy: llguidance's own torch kernel is compiled on first use,
         for 3 s and only where there is a C++ compiler.
         """
         import llguidance.numpy
 
-        bits = llguidance.numpy.allocate_token_bitmask(1, logits.shape[-1])
+        bits = llguidance.numpy.allocate_token_bitmask(1, self._vocabulary)
         llguidance.numpy.fill_next_token_bitmask(matcher, bits, 0)
-        flags = np.unpackbits(bits.view(np.uint8), bitorder="little")[: logits.shape[-1]]
-        return logits.masked_fill(~torch.from_numpy(flags.astype(bool)), float("-inf"))
+        flags = np.unpackbits(bits.view(np.uint8), bitorder="little")
+        return flags[: self._vocabulary].astype(bool)
 
 
 def _shared(prompts: Sequence[Sequence[int]]) -> int:
@@ -454,8 +479,8 @@ def _joined(caches: Sequence[DynamicCache]) -> DynamicCache:
     return whole
 
 
-def _padded(
-    rests: Sequence[Sequence[int]], same: int
+def padded(
+    rests: Sequence[Sequence[int]], same: int = 0
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Lay what follows ``same`` tokens out in a batch: the last column is the last token of all.
 

@@ -9,12 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-
-if TYPE_CHECKING:
-    import torch
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +54,7 @@ def sample(
     """
     import torch
 
-    from runtime.decode import roomy_cache
+    from runtime.decode import padded, roomy_cache
 
     chance = [
         [np.random.default_rng(list(each)).random(most_tokens) for each in of] for of in seeds
@@ -65,8 +62,7 @@ def sample(
     samples = [[Sample([], []) for _ in of] for of in seeds]
     # A row of the batch: of which prompt, and which of its samples still say the same.
     rows = [(prompt, list(range(len(of)))) for prompt, of in enumerate(seeds) if of]
-    ids, mask = _padded([prompts[prompt] for prompt, _ in rows])
-    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    ids, mask, positions = padded([prompts[prompt] for prompt, _ in rows])
     cache = roomy_cache()
     with torch.inference_mode():
         for step in range(most_tokens):
@@ -125,16 +121,3 @@ def sample(
             mask = torch.cat([mask, torch.ones((len(rows), 1), dtype=mask.dtype)], -1)
             positions = positions[:, -1:] + 1
     return samples
-
-
-def _padded(prompts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids and attention mask, (B, T) each, padded on the left."""
-    import torch
-
-    width = max(map(len, prompts))
-    ids = torch.zeros((len(prompts), width), dtype=torch.long)
-    mask = torch.zeros((len(prompts), width), dtype=torch.long)
-    for row, prompt in enumerate(prompts):
-        ids[row, -len(prompt) :] = torch.tensor(list(prompt))
-        mask[row, -len(prompt) :] = 1
-    return ids, mask

@@ -309,6 +309,16 @@ def eval(
             help="Most rounds of planning; several times for a comparison.",
         ),
     ] = None,
+    calls: Annotated[
+        list[int] | None,
+        typer.Option(
+            "--calls",
+            metavar="N",
+            min=1,
+            help="How often self-consistency asks, to compare at an equal budget; several times "
+            "for several. [dim]Else as often as there are workers.[/dim]",
+        ),
+    ] = None,
     out: Annotated[
         Path, typer.Option("--out", "-o", metavar="FOLDER", help="Where the report goes.")
     ] = Path("evaluation"),
@@ -382,7 +392,9 @@ def eval(
             }
         elif conductor:
             raise EvaluationError(f"{conductor[0]} has to be carried out; name the pool: --pool")
-        lineup = replace(lineup, conductors=conductors, rounds=tuple(rounds or (1,)))
+        lineup = replace(
+            lineup, conductors=conductors, rounds=tuple(rounds or (1,)), calls=tuple(calls or ())
+        )
         contest = Contest.of(lineup, labels, out, bench=bench, limit=limit, states=states)
         if dry_run:
             _print_contest(contest)

@@ -198,6 +198,20 @@ def test_conductor_models_and_routers_with_roles_are_carried_out(
     assert lines["turns"]["deciding"] > 0 and 1 <= lines["turns"]["calls"] <= 5
 
 
+def test_the_best_single_worker_may_have_as_many_calls_as_another(
+    ground: Ground, tmp_path: Path
+) -> None:
+    told = run(
+        *(ground.labels, "--pool", ground.pool, "--deciders", "best-single,self-consistency"),
+        *("--calls", 1, "--calls", 3, "--limit", 1, "-o", tmp_path, "-q"),
+    )
+
+    assert told.exit_code == 0, told.output
+    found = json.loads((tmp_path / "evaluation.json").read_text())
+    calls = {line["decider"]: line["calls"] for line in found["lines"] if not line["family"]}
+    assert calls == {"best-single": 1, "self-consistency@1": 1, "self-consistency@3": 3}
+
+
 def test_without_money_it_stops_and_says_how_to_go_on(ground: Ground, tmp_path: Path) -> None:
     """pro has a price: one plan costs 140 millionths."""
     given = (ground.labels, "--pool", ground.pool, "--deciders", "best-single,conductor")

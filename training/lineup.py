@@ -76,7 +76,7 @@ FROM_LABELS: Mapping[str, str] = {
     "controls": "routers trained on shuffled labels and on permuted workers",
 }
 CARRIED_OUT: Mapping[str, str] = {
-    "self-consistency": "the best single worker, as often as the vote has calls",
+    "self-consistency": "the best single worker, as often as the vote has calls, or --calls",
     "prompted": "the pool's Conductor model names a worker after reading the cards",
     "conductor": "the pool's Conductor model writes plans",
     "conductor-free": "likewise, not held to the grammar",
@@ -104,6 +104,9 @@ class LineUp:
     """Conductor models by name, beside the pool's own."""
     rounds: tuple[int, ...] = (1,)
     """Most rounds of planning; Conductor models are tried with each."""
+    calls: tuple[int, ...] = ()
+    """How often the best single worker is asked for self-consistency, so that it has what another
+    decider takes; as often as there are workers if empty."""
     seeds: int = 5
     """Of what is drawn: random workers, controls, random plans."""
     seed: int = 0
@@ -183,8 +186,10 @@ def from_labels(
         if lineup.has(name):
             found.append(make())
     if lineup.has("self-consistency"):
-        again = self_consistency(tested, choices, len(tested.workers))
-        found += [again] if again is not None else []
+        for calls in lineup.calls or (len(tested.workers),):
+            again = self_consistency(tested, choices, calls)
+            if again is not None:
+                found.append(replace(again, name=_among(again.name, calls, lineup.calls)))
     routers = {
         name: [Router.load(folder) for folder in folders]
         for name, folders in (lineup.routers or {}).items()
@@ -212,14 +217,18 @@ def carried_out(lineup: LineUp, bench: Bench, tested: Measured, choices: Choices
     """
     pool = bench.pool
     names = [name for name in pool.names if name in tested.workers]
-    calls = len(names)
     planner = pool.planner.name
     found = []
     for name in (name for name in CARRIED_OUT if lineup.has(name)):
         match name:
             case "self-consistency":
-                if self_consistency(tested, choices, calls) is None:
-                    found.append(bench.self_consistency(choices, calls, lineup.temperature))
+                found += [
+                    bench.self_consistency(
+                        choices, calls, lineup.temperature, name=_among(name, calls, lineup.calls)
+                    )
+                    for calls in lineup.calls or (len(names),)
+                    if self_consistency(tested, choices, calls) is None
+                ]
             case "prompted":
                 about = f"{planner} names a worker after reading the cards"
                 found.append(bench.chosen(name, about, Chooser(pool.planner)))
@@ -246,9 +255,9 @@ def carried_out(lineup: LineUp, bench: Bench, tested: Measured, choices: Choices
                 found.append(bench.given(name, about, parts, calls=2, told=str(chosen)))
             case "mixture":
                 mixed = partial(_mixed, choices=choices, workers=names)
-                about = f"all {calls} workers, then {choices.best} reads them and decides"
+                about = f"all {len(names)} workers, then {choices.best} reads them and decides"
                 last = [choices.best, choices.best_composed]
-                found.append(bench.given(name, about, mixed, calls=calls + 1, told=last))
+                found.append(bench.given(name, about, mixed, calls=len(names) + 1, told=last))
     for name, model in (lineup.conductors or {}).items():
         found += _planned(lineup, bench, name, model)
     for name, folders in (lineup.routers or {}).items():
@@ -263,16 +272,20 @@ def carried_out(lineup: LineUp, bench: Bench, tested: Measured, choices: Choices
 def _planned(lineup: LineUp, bench: Bench, name: str, model: Planner) -> list[Decider]:
     """A Conductor model with each number of rounds."""
     how = "" if model.constrained and model.worker.constrains else ", not held to the grammar"
-    several = len(lineup.rounds) > 1
     return [
         bench.planned(
-            f"{name}@{rounds}" if several else name,
+            _among(name, rounds, lineup.rounds),
             f"{model.worker.name} writes plans{how}, {rounds} round{'s' * (rounds > 1)}",
             model,
             rounds=rounds,
         )
         for rounds in lineup.rounds
     ]
+
+
+def _among(name: str, number: int, several: Sequence[int]) -> str:
+    """The name of one of several that differ by a number alone."""
+    return f"{name}@{number}" if len(several) > 1 else name
 
 
 def planner_of(what: str, pool: Pool) -> Planner:

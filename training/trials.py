@@ -353,7 +353,12 @@ class Bench:
         return decider
 
     def self_consistency(
-        self, choices: Choices, calls: int, temperature: float = 0.7, seeds: int = 1
+        self,
+        choices: Choices,
+        calls: int,
+        temperature: float = 0.7,
+        seeds: int = 1,
+        name: str = "self-consistency",
     ) -> Decider:
         """The best single worker asked several times, sampling; what it says most often counts.
 
@@ -362,6 +367,7 @@ class Bench:
             calls: How often it is asked.
             temperature: At which it samples.
             seeds: How often each task is tried.
+            name: Of the decider.
         """
 
         def pool_for(worker: Worker, seed: int) -> Pool:
@@ -393,7 +399,7 @@ class Bench:
 
         about = f"what {choices.best} says most often of {calls} times, temperature {temperature:g}"
         told = [choices.best, choices.best_composed, calls, temperature]
-        decider = self._decider("self-consistency", about, told, answer, calls, seeds)
+        decider = self._decider(name, about, told, answer, calls, seeds)
         return decider
 
     def routed(self, name: str, about: str, routers: Sequence[Router], told: object) -> Decider:

@@ -71,7 +71,6 @@ def offered(
     workers: int,
     fewest: int = 3,
     team: Sequence[int] = (),
-    most: int | None = None,
 ) -> tuple[int, ...]:
     """Draw who is there, in order.
 
@@ -80,11 +79,9 @@ def offered(
         workers: How many the roster has; each is a number from 0 on.
         fewest: How many are there at least.
         team: Who is there in any case.
-        most: How many are there at most, if that is no fewer; all numbers of workers between both
-            are equally likely. All of the roster if None.
     """
     least = min(max(fewest, len(team)), workers)
-    count = random.randint(least, max(least, workers if most is None else most))
+    count = random.randint(least, workers)
     others = [number for number in range(workers) if number not in team]
     return tuple(sorted([*team, *random.sample(others, count - len(team))]))
 

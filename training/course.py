@@ -5,9 +5,9 @@ and who is there is drawn so that groups are mixed.
 
 A question that takes two players succeeds at first about once in a hundred, and hardly ever where
 one of both is missing. So who is there follows experience: a team that was once right about a
-family is mostly among those who are offered when the family comes again, at first with few beside
-it, and the more often the family succeeds the more. Which team that is has been found out by
-rollouts and nothing else.
+family is mostly among those who are offered when the family comes again. Which team that is has
+been found out by rollouts and nothing else. How many are beside it is chance: where few were, who
+is there would give the family away, and a Conductor learns that rather than to read the question.
 """
 
 from __future__ import annotations
@@ -21,8 +21,6 @@ from .cold_start import offered
 from .families import CHAINS, FAMILIES
 from .tasks import Split, Task, draw
 
-MEMORY = 0.7
-"""What is kept of a family's share of right plans when it is seen again."""
 LAG = 3
 """The questions of an update depend on what happened so many updates before it, and earlier: data
 loaders read ahead."""
@@ -30,21 +28,12 @@ loaders read ahead."""
 TOGETHER = 0.75
 """Share of questions that offer a team that was right about their family, if one is known."""
 
-EASE = 2.0
-"""Beside such a team there may be all others where half of the plans are right; fewer before."""
-
 Team = tuple[int, ...]
 """Workers who answered a question together: positions in the roster, ascending."""
 
-
-@dataclass(frozen=True, slots=True)
-class Became:
-    """What became of a family in an update."""
-
-    right: float = 0.0
-    """Share of plans that were right."""
-    teams: tuple[Team, ...] = ()
-    """For each group in which somebody was right the smallest team that was."""
+Teams = Mapping[str, Sequence[Team]]
+"""Of an update: for each group of a family in which somebody was right the smallest team that was,
+by the family's name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,15 +47,6 @@ class Question:
     """Its place in the update."""
 
 
-def _right(family: str, history: Sequence[Mapping[str, Became]]) -> float:
-    """Share of a family's plans that are right: an exponential average, 0 at first."""
-    share = 0.0
-    for update in history:
-        if family in update:
-            share = MEMORY * share + (1 - MEMORY) * update[family].right
-    return share
-
-
 class Course:
     """All questions of a training, in order.
 
@@ -78,7 +58,7 @@ class Course:
         tasks: How many different tasks a family has; small ones have fewer.
         simple_first: Updates in which no composed tasks come, and all others equally often.
         seed: Chooses them.
-        history: What became of the updates before, if it goes on.
+        history: Who was right in the updates before, if it goes on.
     """
 
     def __init__(
@@ -91,12 +71,12 @@ class Course:
         tasks: int = 400,
         simple_first: int = 0,
         seed: int = 0,
-        history: Sequence[Mapping[str, Became]] = (),
+        history: Sequence[Teams] = (),
     ) -> None:
         self._workers, self._questions, self._fewest = workers, questions, fewest
         self._seed, self._composed, self._simple_first = seed, composed, simple_first
         self.history = list(history)
-        """What became of each update so far."""
+        """Who was right in each update so far."""
         self._tasks = {
             name: draw(name, tasks, split=Split.TRAIN, seed=seed, fewer=True)
             for of in (FAMILIES, CHAINS)
@@ -120,7 +100,7 @@ class Course:
             self._drawn[number] = self._draw(number, self.history[:known])
         return self._drawn[number]
 
-    def _draw(self, number: int, history: Sequence[Mapping[str, Became]]) -> tuple[Question, ...]:
+    def _draw(self, number: int, history: Sequence[Teams]) -> tuple[Question, ...]:
         random = Random(f"{self._seed} {number}")  # noqa: S311
         chosen = self._families(number, random)
         found = []
@@ -129,28 +109,21 @@ class Course:
             found.append(Question(task, self._offers(task, history, random), group))
         return tuple(found)
 
-    def _offers(
-        self, task: Task, history: Sequence[Mapping[str, Became]], random: Random
-    ) -> tuple[int, ...]:
+    def _offers(self, task: Task, history: Sequence[Teams], random: Random) -> tuple[int, ...]:
         """Draw who is there: mostly a team that was right, one that often was more often.
 
         Where no team has been right about a composed task yet, teams that were about its parts.
         """
 
         def drawn(family: str) -> Team:
-            known = Counter(
-                team for update in history if family in update for team in update[family].teams
-            )
+            known = Counter(team for update in history for team in update.get(family, ()))
             return random.choices(list(known), list(known.values()))[0] if known else ()
 
         together = random.random() < TOGETHER
         team = drawn(task.family) or sum(map(drawn, task.step_families), ())
         if not together or not team:
             return offered(random, self._workers, self._fewest)
-        team = tuple(sorted(set(team)))
-        right = _right(task.family, history)
-        others = round(min(1.0, EASE * right) * (self._workers - len(team)))
-        return offered(random, self._workers, self._fewest, team, len(team) + others)
+        return offered(random, self._workers, self._fewest, sorted(set(team)))
 
     def _families(self, number: int, random: Random) -> list[str]:
         """Draw simple families, then composed ones, each equally often.
@@ -165,7 +138,7 @@ class Course:
             chosen += [name for each in rounds for name in each][:count]
         return chosen
 
-    def note(self, number: int, became: Mapping[str, Became]) -> None:
-        """Keep what became of an update."""
+    def note(self, number: int, teams: Teams) -> None:
+        """Keep who was right in an update."""
         del self.history[number:]
-        self.history.append(became)
+        self.history.append(teams)

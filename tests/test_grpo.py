@@ -116,7 +116,7 @@ def recipe(tiny: Path, output: Path, **more: Any) -> grpo.Recipe:
 
 def rows(folder: Path, name: str) -> list[dict[str, Any]]:
     lines = (folder / name).read_text(encoding="utf-8").splitlines()
-    timed = ("seconds", "generate_s", "reward_s", "learn_s", "calls", "cached")
+    timed = ("seconds", "generate_s", "reward_s", "learn_s", "alone_s", "calls", "cached")
     return [{k: v for k, v in json.loads(line).items() if k not in timed} for line in lines]
 
 
@@ -164,6 +164,18 @@ def test_rewards_are_zero_half_or_masked_and_advantages_are_trls(whole: Path) ->
         of = [each for each in completions if each["update"] == row["update"]]
         assert row["masked"] == sum(each["reward"] is None for each in of)
         assert row["flat"] >= row["flat_by_trl"]  # TRL does not count groups of one reward
+
+
+def test_throughput_is_measured_now_and_then_and_changes_nothing(
+    whole: Path, tiny: Path, tmp_path: Path
+) -> None:
+    grpo.train(recipe(tiny, tmp_path, run={"alone": 2}), pool=workers())
+
+    found = rows(tmp_path, grpo.METRICS)
+    shares = [row.pop("throughput", None) for row in found]
+    assert found == rows(whole, grpo.METRICS)
+    assert shares[1] is None
+    assert all(share is not None and share > 0 for share in (shares[0], shares[2]))
 
 
 def test_under_the_grammar_what_is_not_cut_is_a_plan_of_who_is_offered(whole: Path) -> None:
@@ -277,7 +289,7 @@ def test_two_rounds_are_groups_of_their_own(tiny: Path, tmp_path: Path) -> None:
     assert [each["round"] for each in found] == [1] * 4 + [2] * 4 + [1] * 4 + [2] * 4
     firsts = [each for each in found if each["round"] == 1]
     seconds = [each for each in found if each["round"] == 2]
-    assert any(each["valid"] is not None for each in seconds)
+    assert any(each["kept"] for each in seconds)
     for first, second in zip(firsts, seconds, strict=True):
         assert first["question"] == second["question"]
         if first["answer"] is None:

@@ -33,6 +33,7 @@ OUTCOMES = st.builds(
     score=SCORES,
     dollars=st.decimals(0, 1, places=6),
     tokens=st.integers(0, 500),
+    parts=st.floats(0, 1),
 )
 
 
@@ -79,6 +80,25 @@ def test_each_term_is_a_part_of_its_own() -> None:
     earned = reward_of(Outcome(True, 1.0, Decimal("0.0002"), 30), Weights(cost=0.5, length=0.01))
 
     assert earned == Reward(0.5, 0.5, pytest.approx(-0.1), pytest.approx(-0.3))  # type: ignore[arg-type]
+
+
+@given(OUTCOMES, st.floats(0, 0.5))
+def test_parts_count_for_a_wrong_answer_and_never_for_more_than_a_right_one(
+    outcome: Outcome, weight: float
+) -> None:
+    plain, weighted = reward_of(outcome), reward_of(outcome, Weights(parts=weight))
+
+    assert (plain is None) == (weighted is None)
+    if plain is not None and weighted is not None:
+        wrong = plain.total == 0.5
+        assert weighted.parts == (weight * outcome.parts if wrong else 0)
+        assert plain.total <= weighted.total <= 1
+
+
+@pytest.mark.parametrize("weight", [-0.1, 0.6, math.nan])
+def test_parts_may_not_be_worth_more_than_the_answer(weight: float) -> None:
+    with pytest.raises(ValueError, match=r"parts = .*write 0 to 0.5"):
+        Weights(parts=weight)
 
 
 @pytest.mark.parametrize("weight", [-1.0, math.inf, math.nan])

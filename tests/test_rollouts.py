@@ -33,7 +33,7 @@ from runtime import (
 from training.graders import Exact
 from training.rewards import Reward, Weights
 from training.rollouts import Rollout, Rollouts, Settings, Summary
-from training.tasks import Task
+from training.tasks import Part, Task
 
 pytestmark = pytest.mark.anyio
 
@@ -222,6 +222,22 @@ async def test_cost_and_length_are_parts_of_their_own(tmp_path: Path) -> None:
         assert none.reward == Reward(0, 0, length=pytest.approx(-0.1))  # type: ignore[arg-type]
         assert plan.reward.cost == pytest.approx(-1000 * dollars)
         assert plan.reward.length == pytest.approx(-0.2)
+
+
+async def test_a_step_that_is_right_about_a_part_counts_where_the_answer_is_wrong() -> None:
+    """Four is a part's answer, five the whole one's; only steps before the last can be a part."""
+    parts = (Part("sums", "Add 2 and 2.", "4"), Part("sums", "Add one to it.", "5"))
+    chain = Task("c", "chain", "Add 2, 2 and 1.", Exact(("5",)), parts=parts)
+    plans = [(RIGHT, WRONG), (RIGHT, RIGHT), (RIGHT, BROKEN), (WRONG, RIGHT), (RIGHT,)]
+    batch = [(chain, [0, 1, 2], text(*workers)) for workers in plans]
+    weights = Weights(parts=0.25)
+
+    paid = await Rollouts(Team().pool, ROSTER, settings=Settings(weights=weights)).play(batch)
+    unpaid = await Rollouts(Team().pool, ROSTER).play(batch)
+
+    assert [each.total for each in paid] == [1, 0.75, 0.75, 0.5, 0.5]
+    assert [each.total for each in unpaid] == [1, 0.5, 0.5, 0.5, 0.5]
+    assert [each.outcome.parts for each in unpaid] == [1, 1, 1, 0, 0]
 
 
 async def test_throughput_is_a_share_of_what_the_workers_alone_can_do() -> None:

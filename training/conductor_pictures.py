@@ -80,7 +80,7 @@ _FEWEST = 20
 _BLUE, _PALE = "#0b5fa5", "#9dbfdc"
 _FORMS: Mapping[Form, tuple[str, str]] = {
     Form.HANDED_ON: ("#cfe2f1", ""),
-    Form.REWORDED: ("#ffffff", "...."),
+    Form.REWORDED: ("#f3e2ac", ""),
     Form.CHECKED: ("#f2a33a", ""),
     Form.IN_TWO: ("#0b5fa5", ""),
     Form.IN_MORE: ("#08304f", ""),

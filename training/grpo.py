@@ -21,8 +21,8 @@ import shutil
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, fields
 from logging import ERROR, getLogger
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -41,6 +41,7 @@ from runtime import (
     LocalWorker,
     Message,
     Pool,
+    WorkerError,
     fetch,
     prompt_ids,
 )
@@ -50,7 +51,8 @@ from .card import machine, write_card
 from .cold_start import ColdStart
 from .cold_start import train as train_cold
 from .conductor_pictures import draw
-from .course import Became, Course, Question
+from .course import Course, Question, Team
+from .learned import read_rows
 from .players import MODEL
 from .recipes import RecipeError, Table, Told, read
 from .rewards import DISCOUNT, Weights, blended, group_of, grouped_advantages
@@ -60,11 +62,15 @@ from .sft import SFTRecipe, computing, save_adapter
 from .trie import scores_of
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
     from trl.trainer.grpo_config import GRPOConfig
 
+    from runtime.decode import Grammars
+
 METRICS, ROLLOUTS, ABOUT = "metrics.jsonl", "rollouts.jsonl", "conductor.json"
-_TELLING = "reward", "parse", "correct", "flat", "masked", "steps", "tokens", "entropy", "seconds"
+_TELLING = (
+    *("reward", "parse", "correct", "flat", "masked"),
+    *("steps", "tokens", "entropy", "seconds", "throughput"),
+)
 """Metrics that are summed up at the end."""
 _OURS = "output_dir", "logging_dir", "run_name"
 """Settings of TRL that follow from the output."""
@@ -138,10 +144,16 @@ class Running(Table):
     """Most calls of a plan."""
     tokens: int | None = Field(default=None, ge=1)
     """Most tokens of a plan."""
+    parts: float = Field(default=0.0, ge=0, le=0.5)
+    """Added to the reward of a wrong answer if a step before the last was right about each part of
+    a composed question that comes before its last."""
     cost: float = Field(default=0.0, ge=0)
     """Taken off the reward for a tenth of a cent."""
     length: float = Field(default=0.0, ge=0)
     """Taken off the reward for each token of the completion."""
+    alone: int = Field(default=0, ge=0)
+    """Updates between measurements of the throughput as a share of what the workers alone can do:
+    the calls of one are made anew, without plans. 0: it is not measured."""
     cache: Path | None = None
     """Workers' replies to use instead of calls; ``calls.db`` in the output if there is none."""
 
@@ -233,38 +245,16 @@ _Row = tuple[list[int], list[int], list[float]]
 _Item = TypeVar("_Item")
 
 
-class _Form:
-    """Answers which tokens may follow in a completion, by a decoding grammar."""
+def _allow(grammars: Grammars, grammar: str) -> Allow:
+    """Which tokens may follow in a completion, by a decoding grammar."""
+    whole = grammars.matcher(grammar)
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, vocabulary: int) -> None:
-        import llguidance.hf
+    def allowed(ids: Sequence[int]) -> np.ndarray:
+        matcher = whole.deep_copy()
+        matcher.consume_tokens(list(ids))
+        return grammars.allowed(matcher)
 
-        self._tokens = llguidance.hf.from_tokenizer(tokenizer, n_vocab=vocabulary)
-        self._vocabulary = vocabulary
-
-    def allow(self, grammar: str) -> Allow:
-        """What may follow under a grammar.
-
-        Raises:
-            ValueError: If it can't be used.
-        """
-        import llguidance.numpy
-        from llguidance import LLMatcher
-
-        whole = LLMatcher(self._tokens, LLMatcher.grammar_from_lark(grammar))
-        if whole.is_error():
-            raise ValueError(f"the grammar is not usable: {whole.get_error()}")
-
-        def allowed(ids: Sequence[int]) -> np.ndarray:
-            matcher = whole.deep_copy()
-            matcher.consume_tokens(list(ids))
-            bits = llguidance.numpy.allocate_token_bitmask(1, self._vocabulary)
-            llguidance.numpy.fill_next_token_bitmask(matcher, bits, 0)
-            return np.unpackbits(bits.view(np.uint8), bitorder="little")[: self._vocabulary].astype(
-                bool
-            )
-
-        return allowed
+    return allowed
 
 
 class _Play:
@@ -286,7 +276,7 @@ class _Play:
         """Of the metrics, of the update under way."""
         self._took: dict[str, float] = {}
         self._decoder = decoder
-        self._form: _Form | None = None
+        self._grammars: Grammars | None = None
 
     # --- dataset ---
 
@@ -387,10 +377,15 @@ class _Play:
         prompts = [prompt_ids(self.tokenizer, each) for each in asked]
         allow: list[Allow] = []
         if self.recipe.constrained:
-            self._form = self._form or _Form(self.tokenizer, self._decoder.config.vocab_size)
+            from runtime.decode import Grammars
+
+            most_steps = self.recipe.run.most_steps
+            if self._grammars is None:
+                self._grammars = Grammars(self.tokenizer, self._decoder.config.vocab_size)
             allow = [
-                self._form.allow(
-                    decoding_grammar(each.offered, most_steps=self.recipe.run.most_steps, keep=keep)
+                _allow(
+                    self._grammars,
+                    decoding_grammar(each.offered, most_steps=most_steps, keep=keep),
                 )
                 for each in questions
             ]
@@ -456,7 +451,18 @@ class _Play:
         self._count(update, question, rewards, rows, tokens)
         self.row |= {"calls": summary.calls, "cached": summary.cached}
         self._took["reward_s"] = time.perf_counter() - began
+        every = self.recipe.run.alone
+        if every and update % every == 0 and summary.calls:
+            last = zip(played, rounds, strict=True)
+            await self._alone([each for each, of in last if each and of == how.rounds])
         return rewards
+
+    async def _alone(self, played: Sequence[Rollout]) -> None:
+        """Measure and log the share of the workers' own throughput that the last batch had."""
+        summary, began = self.rollouts.summary, time.perf_counter()
+        with suppress(WorkerError):  # who fails now is no reason to end a training
+            self.row["throughput"] = round(summary.share(await self.rollouts.alone(played)), 4)
+        self._took["alone_s"] = time.perf_counter() - began
 
     async def _play_again(
         self,
@@ -485,7 +491,7 @@ class _Play:
         rows: Sequence[Mapping[str, Any]],
         tokens: Sequence[int],
     ) -> None:
-        """Begin the update's row of the metrics; tell the course what became of it."""
+        """Begin the update's row of the metrics; tell the course who was right."""
         size = self.recipe.grpo.group
         groups: dict[str, list[list[Mapping[str, Any]]]] = {}
         flat = 0
@@ -493,8 +499,8 @@ class _Play:
             flat += group_of(rewards[at : at + size]).flat
             known = [each for each in rows[at : at + size] if each["reward"] is not None]
             groups.setdefault(question[at].task.family, []).append(known)
-        became = {family: _became(of) for family, of in groups.items()}
-        self.course.note(update, became)
+        teams = {family: _teams(of) for family, of in groups.items()}
+        self.course.note(update, teams)
         earned = [each for each in rewards if each is not None]
         written = [each for each in rows if each["valid"] is not None]
         steps = [len(each["workers"]) for each in rows if each["workers"]]
@@ -507,7 +513,7 @@ class _Play:
             "masked": len(rewards) - len(earned),
             "steps": _mean(steps),
             "tokens": _mean(tokens),
-            "families": {family: asdict(each) for family, each in became.items()},
+            "teams": teams,
         }
 
     def close(self, logs: Mapping[str, Any], seconds: float) -> dict[str, Any]:
@@ -529,15 +535,11 @@ class _Play:
         return self.row
 
 
-def _became(groups: Sequence[Sequence[Mapping[str, Any]]]) -> Became:
-    """What became of a family, by the rows of its groups that are not masked."""
-    rights = [[each for each in of if (each["score"] or 0) >= 1] for of in groups]
-    teams = [[tuple(sorted(set(each["workers"] or ()))) for each in right] for right in rights]
-    written = sum(map(len, groups))
-    return Became(
-        right=sum(map(len, rights)) / written if written else 0.0,
-        teams=tuple(min(of, key=lambda team: (len(team), team)) for of in teams if of),
-    )
+def _teams(groups: Sequence[Sequence[Mapping[str, Any]]]) -> list[Team]:
+    """Who was right about a family, by the rows of its groups: of each group the smallest team."""
+    right = [[each for each in of if (each["score"] or 0) >= 1] for of in groups]
+    teams = [[tuple(sorted(set(each["workers"] or ()))) for each in of] for of in right]
+    return [min(of, key=lambda team: (len(team), team)) for of in teams if of]
 
 
 def _means(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
@@ -580,6 +582,7 @@ def _logged(
         "workers": [numbers[str(step.worker)] for step in plan] if plan else None,
         "access": [list(step.access) for step in plan] if plan else None,
         "score": rollout.outcome.score if rollout and rollout.outcome.valid else None,
+        "answered": rollout.outcome.parts if rollout else None,
         "answer": run.answer if run else None,
     }
 
@@ -837,15 +840,8 @@ def checkpoint_of(folder: Path) -> tuple[Path | None, int]:
 
 def _go_back(path: Path, updates: int) -> list[dict[str, Any]]:
     """Leave in a log what is of the first updates; a line that was cut short is not."""
-    kept = []
+    kept = [row for row in read_rows(path) if row["update"] < updates]
     if path.exists():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                row = json.loads(line)
-            except ValueError:
-                continue
-            if row["update"] < updates:
-                kept.append(row)
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept)
         aside = path.with_suffix(".new")
         aside.write_text(lines, encoding="utf-8")
@@ -936,10 +932,7 @@ def _learn(
     rows = _go_back(recipe.output / METRICS, updates)
     _go_back(recipe.output / ROLLOUTS, updates)
     history = [
-        {
-            family: Became(**told | {"teams": tuple(map(tuple, told["teams"]))})
-            for family, told in row["families"].items()
-        }
+        {family: [tuple(team) for team in teams] for family, teams in row["teams"].items()}
         for row in rows
     ]
     spent = sum(row["seconds"] for row in rows)
@@ -968,7 +961,7 @@ def _learn(
         settings=Settings(
             most_steps=recipe.run.most_steps,
             retries=recipe.run.retries,
-            weights=Weights(recipe.run.cost, recipe.run.length),
+            weights=Weights(recipe.run.cost, recipe.run.length, recipe.run.parts),
         ),
     )
     torch.set_num_threads(recipe.threads)

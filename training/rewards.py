@@ -34,6 +34,8 @@ class Outcome:
     """What its workers cost."""
     tokens: int = 0
     """Of the completion."""
+    parts: float = 0.0
+    """Share of the question's parts before the last that a step before the last was right about."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +46,18 @@ class Weights:
     """Taken off for a tenth of a cent (1000 x dollars)."""
     length: float = 0.0
     """Taken off for each token of the completion."""
+    parts: float = 0.0
+    """Given where the answer is wrong, but all parts before the last were answered; up to 0.5. The
+    paper has no such term."""
 
     def __post_init__(self) -> None:
         for name in ("cost", "length"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
                 raise ValueError(f"{name} = {value}: a weight is 0 or more; it is taken off")
+        if not 0 <= self.parts <= 0.5:
+            told = "a wrong answer is worth no more than a right one; write 0 to 0.5"
+            raise ValueError(f"parts = {self.parts}: {told}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +72,13 @@ class Reward:
     """0 or less."""
     length: float = 0.0
     """0 or less."""
+    parts: float = 0.0
+    """0 to 0.5, and 0 for a right answer."""
 
     @property
     def total(self) -> float:
-        """The sum: 0, 0.5 or 1 if neither cost nor length counts."""
-        return self.format + self.correct + self.cost + self.length
+        """The sum: 0, 0.5 or 1 if nothing else counts."""
+        return self.format + self.correct + self.cost + self.length + self.parts
 
 
 def reward_of(outcome: Outcome, weights: Weights = Weights()) -> Reward | None:
@@ -83,7 +93,8 @@ def reward_of(outcome: Outcome, weights: Weights = Weights()) -> Reward | None:
     if outcome.score is None:
         return None
     correct = 0.5 if outcome.score >= 1 else 0.0
-    return Reward(0.5, correct, -weights.cost * 1000 * float(outcome.dollars), length)
+    cost = -weights.cost * 1000 * float(outcome.dollars)
+    return Reward(0.5, correct, cost, length, 0.0 if correct else weights.parts * outcome.parts)
 
 
 # --- two rounds -----------------------------------------------------------------------------------

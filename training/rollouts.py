@@ -37,7 +37,7 @@ from runtime import (
     given,
 )
 
-from .graders import grade
+from .graders import Exact, grade
 from .rewards import Outcome, Reward, Weights, kept, reward_of
 from .tasks import Task
 from .trials import OWN_FAULT
@@ -117,6 +117,7 @@ class _Carried:
     run: Run
     score: float | None
     retried: int
+    parts: float = 0.0
 
 
 class Rollouts:
@@ -310,9 +311,9 @@ class Rollouts:
                 score = await anyio.to_thread.run_sync(
                     grade, rollout.task.grader, answer, rollout.task.question
                 )
-                return _Carried(run, score, retried)
+                return _Carried(run, score, retried, _answered(rollout.task, run))
             if failure is not None and failure.kind in OWN_FAULT:
-                return _Carried(run, 0.0, retried)
+                return _Carried(run, 0.0, retried, _answered(rollout.task, run))
             wait = (failure.retry_after_s if failure is not None else None) or 0.0
             passing = failure is not None and failure.kind.transient
             if not passing or retried >= self._settings.retries or wait > self._settings.patience_s:
@@ -358,7 +359,8 @@ class Rollouts:
         elif carried is None:
             outcome = Outcome(valid=False, tokens=tokens)
         else:
-            outcome = Outcome(True, carried.score, self._dollars(carried.run), tokens)
+            dollars = self._dollars(carried.run)
+            outcome = Outcome(True, carried.score, dollars, tokens, carried.parts)
             rollout = replace(rollout, run=carried.run, failure=carried.run.failure)
         earned = reward_of(outcome, self._settings.weights)
         return replace(rollout, outcome=outcome, reward=earned)
@@ -372,6 +374,17 @@ class Rollouts:
                 cost = self._pool.cost(self._pool[step.worker], step.usage)
             total += cost or Decimal(0)
         return total
+
+
+def _answered(task: Task, run: Run) -> float:
+    """Share of a task's parts before the last that a step before the last was right about."""
+    earlier = task.parts[:-1]
+    said = [step.text for step in run.rounds[-1].steps[:-1] if step.state is StepState.DONE]
+    right = [
+        any(grade(Exact((part.answer,)), text, part.subtask) == 1 for text in said)
+        for part in earlier
+    ]
+    return sum(right) / len(right) if right else 0.0
 
 
 def _asked_for(run: Run) -> Iterable[StepResult]:

@@ -69,6 +69,28 @@ Seed = Annotated[
     typer.Option("--seed", metavar="N", help="Chooses items and draws.", rich_help_panel=_TASKS),
 ]
 
+RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A TOML file.")]
+Target = Annotated[
+    Path | None,
+    typer.Option(
+        "--output",
+        "-o",
+        metavar="FOLDER",
+        help="Where what is trained goes. [dim]Else as the recipe says.[/dim]",
+    ),
+]
+Draws = Annotated[
+    int | None, typer.Option("--seed", metavar="N", min=0, help="Of all draws in training.")
+]
+Changes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="A key of the recipe, as grpo.updates=20; may come again.",
+    ),
+]
+
 
 def tasks(
     sources: Annotated[
@@ -414,27 +436,19 @@ def eval(
 
 @train.command("router")
 def train_router(
-    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A TOML file.")],
+    recipe: RecipeFile,
     labels: Annotated[
         list[Path] | None,
         typer.Option(
             "--labels", metavar="FOLDER", help="Labels to learn from, not those of the recipe."
         ),
     ] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", metavar="FOLDER", help="Where the router goes."),
-    ] = None,
+    output: Target = None,
     stage: Annotated[
         list[str] | None, typer.Option("--stage", metavar="sft|svf|es", help="Only these stages.")
     ] = None,
-    seed: Annotated[
-        int | None, typer.Option("--seed", metavar="N", min=0, help="Of all draws.")
-    ] = None,
-    change: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="As es.generations=20; may come again."),
-    ] = None,
+    seed: Draws = None,
+    change: Changes = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with an evolution that was stopped.")
     ] = False,
@@ -480,18 +494,10 @@ def train_router(
 
 @train.command("conductor")
 def train_conductor(
-    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A TOML file.")],
-    output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", metavar="FOLDER", help="Where the Conductor goes."),
-    ] = None,
-    seed: Annotated[
-        int | None, typer.Option("--seed", metavar="N", min=0, help="Of all draws.")
-    ] = None,
-    change: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="As grpo.updates=20; may come again."),
-    ] = None,
+    recipe: RecipeFile,
+    output: Target = None,
+    seed: Draws = None,
+    change: Changes = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with a training that was stopped or killed.")
     ] = False,

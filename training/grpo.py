@@ -74,7 +74,7 @@ _TELLING = (
 """Metrics that are summed up at the end."""
 _OURS = "output_dir", "logging_dir", "run_name"
 """Settings of TRL that follow from the output."""
-_WIDEST = 96
+_WIDEST = 256
 """Most calls that a model in this process answers at once: nobody waits for the first of them."""
 _MARK = "complete"
 """File that is written last into a checkpoint: one without it was cut short by a kill."""

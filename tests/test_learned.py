@@ -70,6 +70,7 @@ def row_of(plan: Plan | None, score: float | None = 1.0, **changed: Any) -> dict
         "workers": list(plan.workers) if plan else None,
         "access": [list(each) for each in plan.access] if plan else None,
         "score": score if plan else None,
+        "answered": 0.0,
         "reward": 0.0,
         "advantage": 0.0,
         "answer": None,

@@ -150,6 +150,7 @@ def _row(
         "workers": workers if valid else None,
         "access": access if valid else None,
         "score": score,
+        "answered": 0.0,
         "reward": 0.5 + 0.5 * score if score is not None else 0.0,
         "answer": None if score is None else ("42" if score else "17"),
     }

@@ -309,10 +309,8 @@ class _Play:
         firsts = self._sample(
             questions,
             [self.recipe.asked(each.task.question, each.offered) for each in questions],
-            [
-                [(self.recipe.seed, update, each.group, at) for at in range(how.group)]
-                for each in questions
-            ],
+            [(self.recipe.seed, update, each.group) for each in questions],
+            count=how.group,
         )
         rows = [each for of in firsts for each in of]
         extra: dict[str, list[Any]] = {}
@@ -348,7 +346,7 @@ class _Play:
         sampled = self._sample(
             [questions[at // size] for at in again],
             list(again.values()),
-            [[(self.recipe.seed, update, at // size, at % size, 2)] for at in again],
+            [(self.recipe.seed, update, at // size, at % size) for at in again],
             keep=True,
         )
         found = {at: row for at, (row,) in zip(again, sampled, strict=True)}
@@ -366,8 +364,9 @@ class _Play:
         self,
         questions: Sequence[Question],
         asked: Sequence[tuple[Message, ...]],
-        seeds: Sequence[Sequence[Sequence[int]]],
+        seeds: Sequence[Sequence[int]],
         *,
+        count: int = 1,
         keep: bool = False,
     ) -> list[list[_Row]]:
         """Sample completions, by question."""
@@ -393,6 +392,7 @@ class _Play:
             self._decoder,
             prompts,
             seeds,
+            count=count,
             ends=frozenset([self.tokenizer.eos_token_id]),
             most_tokens=how.most_tokens,
             temperature=how.temperature,

@@ -1,8 +1,16 @@
 """Samples many completions of a few prompts, each beginning computed once.
 
 Samples of one prompt stay one row of the batch as long as they say the same, which for plans is
-most of the time: eight plans differ first where a worker is named. A draw depends on nothing but
-the seed of its sample, so a training that goes on after a kill draws what it would have drawn.
+most of the time: eight plans differ first where a worker is named.
+
+They are drawn by arithmetic sampling (Vilnis et al., ICML 2023, algorithm 1): the completions of a
+prompt divide the numbers from 0 to 1 among them, by their probability, and samples are evenly
+spaced numbers with one offset for all, drawn by chance. So each is distributed as the model says,
+and together they are as close to its distribution as so few can be: of n samples, n p or one more
+or less are a completion of probability p, or begin in a way that has it.
+
+Which they are follows from the seed of their prompt, so a training that goes on after a kill draws
+what it would have drawn.
 """
 
 from __future__ import annotations
@@ -28,11 +36,35 @@ Allow = Callable[[Sequence[int]], "np.ndarray | None"]
 """Which tokens may follow these of a completion, (V,) of bool; None: any."""
 
 
+_BELOW_ONE = float(np.nextafter(1.0, 0.0))
+
+
+@dataclass(slots=True)
+class _Code:
+    """The number from 0 to 1 that a sample is."""
+
+    at: float
+    """Where it is in the part of all numbers that the tokens so far have, from 0 to below 1."""
+    part: float
+    """How wide that is, as a multiple of the distance to the next sample's number."""
+    dice: np.random.Generator
+    """Once nobody else can be in the part, its sample goes on by these: rounding would count for
+    more with each token otherwise."""
+
+    def narrow(self, low: float, width: float) -> None:
+        """Go into a part of the part."""
+        self.at = min(max((self.at - low) / width, 0.0), _BELOW_ONE)
+        self.part *= width
+        if self.part < 1:
+            self.at = self.dice.random()
+
+
 def sample(
     model: Any,
     prompts: Sequence[Sequence[int]],
-    seeds: Sequence[Sequence[Sequence[int]]],
+    seeds: Sequence[Sequence[int]],
     *,
+    count: int,
     ends: frozenset[int],
     most_tokens: int,
     temperature: float = 1.0,
@@ -43,29 +75,28 @@ def sample(
     Args:
         model: A causal LM on the CPU.
         prompts: Token ids, at least two each.
-        seeds: For each prompt a seed (of whole numbers) for each sample.
+        seeds: For each prompt a seed, of whole numbers.
+        count: How many samples of each prompt.
         ends: Tokens that end a completion.
         most_tokens: Longest completion.
         temperature: What logits are divided by.
         allow: For each prompt what may follow; anything if empty.
 
     Returns:
-        For each prompt its samples, in the order of the seeds.
+        For each prompt its samples.
     """
     import torch
 
     from runtime.decode import padded, roomy_cache
 
-    chance = [
-        [np.random.default_rng(list(each)).random(most_tokens) for each in of] for of in seeds
-    ]
-    samples = [[Sample([], []) for _ in of] for of in seeds]
+    codes = [_codes(seed, count) for seed in seeds]
+    samples = [[Sample([], []) for _ in range(count)] for _ in seeds]
     # A row of the batch: of which prompt, and which of its samples still say the same.
-    rows = [(prompt, list(range(len(of)))) for prompt, of in enumerate(seeds) if of]
+    rows = [(prompt, list(range(count))) for prompt in range(len(prompts))]
     ids, mask, positions = padded([prompts[prompt] for prompt, _ in rows])
     cache = roomy_cache()
     with torch.inference_mode():
-        for step in range(most_tokens):
+        for _ in range(most_tokens):
             out = model(
                 input_ids=ids,
                 attention_mask=mask,
@@ -89,17 +120,20 @@ def sample(
                 parted: dict[int, list[int]] = {}
                 others: np.ndarray | None = None
                 for member in members:
-                    drawn = chance[prompt][member][step]
-                    token = int(first[at])
+                    code, token = codes[prompt][member], int(first[at])
+                    low, high = 0.0, likeliest[at]
                     # The likeliest token comes first in the distribution function, so that the
                     # rest of it, over the whole vocabulary, is seldom needed.
-                    if drawn >= likeliest[at]:
+                    if code.at >= high:
                         if others is None:
                             rest = (logits[at] - totals[at]).double().exp()
                             rest[token] = 0.0
                             others = rest.cumsum(-1).numpy()
-                        share = (drawn - likeliest[at]) / (1 - likeliest[at])
-                        token = int(np.searchsorted(others, share * others[-1], side="right"))
+                            others = high + (1 - high) * others / others[-1]
+                        below = min(code.at, np.nextafter(others[-1], 0.0))
+                        token = int(np.searchsorted(others, below, side="right"))
+                        low, high = max(high, others[token - 1] if token else 0.0), others[token]
+                    code.narrow(low, high - low)
                     parted.setdefault(token, []).append(member)
                 for token, same in parted.items():
                     logp = float(logits[at, token] - totals[at])
@@ -121,3 +155,12 @@ def sample(
             mask = torch.cat([mask, torch.ones((len(rows), 1), dtype=mask.dtype)], -1)
             positions = positions[:, -1:] + 1
     return samples
+
+
+def _codes(seed: Sequence[int], count: int) -> list[_Code]:
+    """Numbers from 0 to 1 at equal distances, all put off by the same chance."""
+    dice = np.random.default_rng(list(seed))
+    offset = dice.random()
+    return [
+        _Code((number + offset) / count, count, own) for number, own in enumerate(dice.spawn(count))
+    ]

@@ -59,6 +59,25 @@ def test_the_pool_file_serves_it_beside_the_orchestra(tmp_path: Path) -> None:
     assert not pool.planning.constrained
 
 
+def test_the_evaluation_is_of_as_many_tasks_as_the_page_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Labels are counted, evaluations read what they made: both are long."""
+    *labels, first, second = (shlex.split(line)[1:] for line in block("sh", 2).splitlines())
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "conductor").symlink_to(ROOT / "conductor")
+
+    calls = [12 * 12 * 6, 12 * 8 * 6, 2 * 8 * 6]
+    for words, count in zip(labels, calls, strict=True):
+        told = CliRunner().invoke(app, [*words, "--dry-run"])
+        assert told.exit_code == 0, told.output
+        assert str(count) in told.output.replace(",", "")
+    for words in (first, second):
+        told = CliRunner().invoke(app, words)
+        assert told.exit_code == 2
+        assert "no labels in held-out" in told.stderr, "the first thing that it lacks"
+
+
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 def test_the_command_trains_and_measures(
     tiny_folder: Path,

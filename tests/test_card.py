@@ -139,12 +139,15 @@ def test_it_says_what_else_moved_it(folder: Path, tmp_path: Path) -> None:
     how = {**recipe["grpo"], "beta": 0.3, "layers_from": 15}
 
     text = written(
-        changed(folder, tmp_path, recipe=recipe | {"grpo": how, "run": {"length": 0.001}})
+        changed(
+            folder, tmp_path, recipe=recipe | {"grpo": how, "run": {"length": 0.001, "parts": 0.25}}
+        )
     )
 
     (line,) = [each for each in text.splitlines() if each.startswith("**Beside the reward**")]
     assert "KL term to the model that it began as, weight 0.3" in line
     assert "only layers from 15 on were trained" in line
+    assert "0.25 more for a wrong one if a step was right about each earlier part" in text
     assert "less 0.001 for a token of the completion." in text
 
 

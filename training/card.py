@@ -295,7 +295,7 @@ def _trained(of: _Folder) -> str:
     parts.append(
         f"**Reward**: 0 for what is no plan, 0.5 for a plan whose answer is wrong, 1 for one whose "
         f"answer is right, as programs grade it"
-        f"{_taken_off(recipe.get('run', {}))}. What failed for technical reasons was masked."
+        f"{_adjusted(recipe.get('run', {}))}. What failed for technical reasons was masked."
     )
     parts.append(
         f"**Data**: {questions:,} different questions that `training/families.py` drew, training "
@@ -315,13 +315,19 @@ def _terms(how: Mapping[str, Any]) -> Iterator[str]:
         yield f"only layers from {how['layers_from']} on were trained"
 
 
-def _taken_off(run: Mapping[str, Any]) -> str:
+def _adjusted(run: Mapping[str, Any]) -> str:
+    """What else counts in a reward."""
+    more = ""
+    if run.get("parts"):
+        more = (
+            f", {run['parts']:g} more for a wrong one if a step was right about each earlier part"
+        )
     told = [
         f"{run[name]:g} for {what}"
         for name, what in (("cost", "a tenth of a cent"), ("length", "a token of the completion"))
         if run.get(name)
     ]
-    return f", less {' and '.join(told)}" if told else ""
+    return more + (f", less {' and '.join(told)}" if told else "")
 
 
 def _figures(of: _Folder, figures: Mapping[str, Any]) -> str:

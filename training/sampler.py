@@ -3,9 +3,9 @@
 Samples of one prompt stay one row of the batch as long as they say the same, which for plans is
 most of the time: eight plans differ first where a worker is named.
 
-They are drawn by arithmetic sampling (Vilnis et al., ICML 2023): the completions of a
-prompt divide the numbers from 0 to 1 among them, by their probability, and samples are evenly
-spaced numbers with one offset for all, drawn by chance. So each is distributed as the model says,
+They are drawn by arithmetic sampling (Vilnis et al., ICML 2023): the completions of a prompt divide
+the numbers from 0 to 1 among them, by their probability, and samples are evenly spaced numbers with
+one offset for all, drawn by chance. So each is distributed as the model says,
 and together they are as close to its distribution as so few can be: of n samples, n p or one more
 or less are a completion of probability p, or begin in a way that has it.
 

@@ -198,10 +198,11 @@ class TransformersDecoder:
             cache.crop(same - len(tokens))
         return prompt[:same], cache
 
-    def _decode_batch(self, jobs: list[Job], push: Push) -> None:
-        """Decode row by row of a batch; what all prompts begin with is read once an adapter."""
-        jobs.sort(key=lambda job: len(job.prompt))
-        logits, cache, mask, positions = self._read_prompts(jobs)
+    def _decode_batch(self, jobs: Sequence[Job], push: Push) -> None:
+        """Decode row by row of a batch; what prompts begin with is read once an adapter."""
+        groups = _begun_alike(sorted(jobs, key=lambda job: len(job.prompt)))
+        jobs = [job for group in groups for job in group]
+        logits, cache, mask, positions = self._read_prompts(groups)
         grammar = self._matcher(jobs[0].call.grammar)
         rows = [
             (job, grammar and grammar.deep_copy(), self._dice(job.call.sampling)) for job in jobs
@@ -225,38 +226,39 @@ class TransformersDecoder:
             logits = self._forward(ids, cache, mask, positions)
 
     def _read_prompts(
-        self, jobs: Sequence[Job]
+        self, groups: Sequence[Sequence[Job]]
     ) -> tuple[torch.Tensor, DynamicCache, torch.Tensor, torch.Tensor]:
-        """Read the prompts of jobs that are sorted by their lengths.
+        """Read the prompts of jobs, group by group; in each they are sorted by their lengths.
 
         Those of about one length are read together, so that little is padding.
 
         Returns:
-            Logits of each next token (B, vocabulary), keys and values, the attention mask (B, T),
-            and the position of each last token (B, 1).
+            Of the jobs in their order: logits of each next token (B, vocabulary), keys and values,
+            the attention mask (B, T), and the position of each last token (B, 1).
         """
-        same = _shared([job.prompt for job in jobs])
-        begun = self._begin(jobs, same)
-        width = len(jobs[-1].prompt)
+        width = max(len(group[-1].prompt) for group in groups)
         logits: list[torch.Tensor] = []
         masks: list[torch.Tensor] = []
         last: list[torch.Tensor] = []
         caches: list[DynamicCache] = []
-        for rows in _alike([len(job.prompt) - same for job in jobs]):
-            pack = [jobs[row] for row in rows]
-            cache = begun
-            if same and len(pack) < len(jobs):
-                cache = deepcopy(begun)
-                cache.batch_select_indices(torch.tensor(rows, device=self._device))
-            elif not same:
-                cache = roomy_cache()
-            self._adapters.use([job.adapter for job in pack])
-            ids, mask, positions = padded([job.prompt[same:] for job in pack], same)
-            logits.append(self._forward(ids, cache, mask, positions))
-            masks.append(torch.nn.functional.pad(mask, (width - mask.shape[1], 0)))
-            last.append(positions[:, -1:])
-            caches.append(cache)
-        self._adapters.use([job.adapter for job in jobs])
+        for group in groups:
+            same = _shared([job.prompt for job in group])
+            begun = self._begin(group, same)
+            for rows in _alike([len(job.prompt) - same for job in group]):
+                pack = [group[row] for row in rows]
+                cache = begun
+                if same and len(pack) < len(group):
+                    cache = deepcopy(begun)
+                    cache.batch_select_indices(torch.tensor(rows, device=self._device))
+                elif not same:
+                    cache = roomy_cache()
+                self._adapters.use([job.adapter for job in pack])
+                ids, mask, positions = padded([job.prompt[same:] for job in pack], same)
+                logits.append(self._forward(ids, cache, mask, positions))
+                masks.append(torch.nn.functional.pad(mask, (width - mask.shape[1], 0)))
+                last.append(positions[:, -1:])
+                caches.append(cache)
+        self._adapters.use([job.adapter for group in groups for job in group])
         return torch.cat(logits), _joined(caches), torch.cat(masks), torch.cat(last)
 
     @torch.inference_mode()
@@ -441,11 +443,40 @@ class Grammars:
         return flags[: self._vocabulary].astype(bool)
 
 
-def _shared(prompts: Sequence[Sequence[int]]) -> int:
-    """How many tokens all prompts begin with, each one's last token apart; 0 if hardly any."""
+def _common(prompts: Sequence[Sequence[int]]) -> int:
+    """How many tokens all prompts begin with, each one's last token apart."""
     most = min(map(len, prompts)) - 1
-    same = next((at for at in range(most) if len({prompt[at] for prompt in prompts}) > 1), most)
+    return next((at for at in range(most) if len({prompt[at] for prompt in prompts}) > 1), most)
+
+
+def _shared(prompts: Sequence[Sequence[int]]) -> int:
+    """The same; 0 if hardly any."""
+    same = _common(prompts)
     return same if same >= _WORTH_SHARING else 0
+
+
+def _begun_alike(jobs: Sequence[Job]) -> list[list[Job]]:
+    """Part jobs by what their prompts begin with, where that saves more than passes cost.
+
+    A plan's first steps, its later ones and questions that are handed on begin differently.
+    """
+    prompts = [job.prompt for job in jobs]
+    fork, same = _common(prompts), _shared(prompts)
+    ways: dict[int, list[Job]] = {}
+    for job in jobs:
+        ways.setdefault(job.prompt[fork], []).append(job)
+    groups: list[list[Job]] = []
+    rest: list[Job] = []
+    for way in ways.values() if len(ways) > 1 else ():
+        begun = _shared([job.prompt for job in way])
+        adapters = len({job.adapter for job in way})
+        if (begun - same) * len(way) - begun * adapters < _WORTH_A_PASS:
+            rest += way
+        else:
+            groups += _begun_alike(way)
+    if not groups:
+        return [list(jobs)]
+    return [*groups, sorted(rest, key=lambda job: len(job.prompt))] if rest else groups
 
 
 def _alike(lengths: Sequence[int]) -> Iterator[list[int]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter, defaultdict
 from itertools import islice
 from pathlib import Path
@@ -91,13 +92,23 @@ def test_a_simple_question_is_mostly_handed_on_in_full_every_other_time() -> Non
 
 def test_a_composed_question_is_taken_apart_in_nine_of_ten_plans() -> None:
     random = Random(1)
-    parts = tuple(part.subtask for part in CHAIN.parts)
+    parts = tuple(part.usual for part in CHAIN.parts)
     plans = [random_plan(CHAIN, range(6), random) for _ in range(400)]
 
     apart = [plan for plan in plans if plan.subtasks == parts]
 
     assert 336 < len(apart) < 384
     assert {plan.steps[1].access for plan in apart} == {(0,)}
+
+
+@pytest.mark.parametrize("name", sorted(CHAINS))
+def test_a_part_is_always_said_in_the_same_words(name: str) -> None:
+    """What is asked differs, so numbers, names and the like do; which words are new is the same."""
+    for at, asks in enumerate(CHAINS[name].asks):
+        plans = [task.parts[at].usual for task in draw(name, 20)]
+        said = re.compile(re.sub(r"\\{\w+\\}", ".+", re.escape(asks[0])))
+        assert len(set(plans)) > 1 or "{" not in asks[0]
+        assert all(said.fullmatch(each) for each in plans)
 
 
 def test_questions_are_of_the_split_and_of_no_reserved_family() -> None:

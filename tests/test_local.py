@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -34,9 +35,9 @@ from runtime import (
     Worker,
     WorkerError,
 )
-from runtime.decode import _choose, _shared
-from runtime.local import _overlap, prompt_ids
-from runtime.worker import with_system
+from runtime.decode import _begun_alike, _choose, _shared
+from runtime.local import Job, _overlap, prompt_ids
+from runtime.worker import ignore, with_system
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -294,13 +295,21 @@ async def test_calls_that_wait_are_decoded_together(tiny: LocalModel) -> None:
 
 
 @pytest.mark.parametrize("grammar", [None, LETTERS], ids=["free", "grammar"])
-@pytest.mark.parametrize("prefix", ["", "a long beginning that all the prompts have in common"])
+@pytest.mark.parametrize(
+    "beginnings",
+    [
+        ("",),
+        ("a long beginning that all the prompts have in common",),
+        ("a long beginning that one half of them has " * 4, "another, of the other half " * 6),
+    ],
+    ids=["short", "common", "two"],
+)
 async def test_a_seed_decides_whatever_else_is_decoded(
-    tiny: LocalModel, grammar: str | None, prefix: str
+    tiny: LocalModel, grammar: str | None, beginnings: Sequence[str]
 ) -> None:
     calls = {
         seed: Call(
-            (Message("user", prefix + "." * seed),),
+            (Message("user", beginnings[seed % len(beginnings)] + "." * seed),),
             Sampling(temperature=1.0, top_p=0.9, max_tokens=20 + seed, seed=seed),
             grammar,
         )
@@ -522,6 +531,31 @@ def test_prompts_share_what_they_begin_with_but_never_their_last_token() -> None
     assert _shared([[*common, 1, 2], [*common, 1, 3]]) == 21
     assert _shared([common, common]) == 19
     assert _shared([[1, 2, 3], [1, 2, 4]]) == 0  # too few to be worth it
+
+
+def test_jobs_are_parted_by_what_they_begin_with_where_that_saves_enough() -> None:
+    one, other = list(range(100)), [*range(30), *range(200, 270)]
+
+    def jobs(prompts: Sequence[Sequence[int]], adapters: int = 1) -> list[Job]:
+        made = [Job(Call(HELLO), ignore, str(at % adapters)) for at in range(len(prompts))]
+        for job, prompt in zip(made, prompts, strict=True):
+            job.prompt = list(prompt)
+        return made
+
+    def parted(given: Sequence[Job]) -> list[list[int]]:
+        return [[given.index(job) for job in group] for group in _begun_alike(given)]
+
+    many = [[*begun, n, 1] for n in range(4) for begun in (one, other)]
+    assert parted(jobs([*many, [7, 7, 7]])) == [[0, 2, 4, 6], [1, 3, 5, 7], [8]]
+    # Two are not worth to read the beginning anew; nor are four, for two adapters.
+    assert parted(jobs(many[:4])) == [[0, 1, 2, 3]]
+    assert parted(jobs(sorted(many), adapters=2)) == [list(range(8))]
+    # Three beginnings in one another.
+    deep = jobs([[*one, *other, n, 1] for n in range(9)] + [[*one, n, 1] for n in range(200, 204)])
+    assert parted(deep) == [list(range(9)), list(range(9, 13))]
+    assert parted(jobs([one] * 3)) == [[0, 1, 2]]
+    short = jobs([[1, 2], [1, 3], [1, 2]])
+    assert parted(short) == [[0, 1, 2]]
 
 
 def test_the_nucleus_keeps_the_fewest_tokens_that_reach_its_mass() -> None:

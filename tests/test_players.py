@@ -1,4 +1,4 @@
-"""Players: the packed batch is plain SFT, a trained adapter is served, and training teaches."""
+"""Players: a batch is plain SFT, a trained adapter is served, and training teaches."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from training.players import (
     steps,
     train,
 )
-from training.sft import Example, loss_of, pack
+from training.sft import Example, loss_of
 from training.tasks import Split, draw, plain
 
 pytestmark = pytest.mark.filterwarnings(
@@ -46,7 +46,7 @@ def tiny_lm(tiny_folder: Path) -> Any:
 
 
 @pytest.mark.parametrize("examples", [EXAMPLES, EXAMPLES[1:2], (Example([5], [6, 1]),) * 2])
-def test_a_packed_batch_has_the_loss_of_its_examples_one_by_one(
+def test_a_batch_has_the_loss_of_its_examples_one_by_one(
     tiny_lm: Any, examples: tuple[Example, ...]
 ) -> None:
     losses = []
@@ -57,16 +57,7 @@ def test_a_packed_batch_has_the_loss_of_its_examples_one_by_one(
             torch.nn.functional.cross_entropy(predicted, torch.tensor(answer), reduction="none")
         )
 
-    torch.testing.assert_close(loss_of(tiny_lm, pack(examples)), torch.cat(losses).mean())
-
-
-def test_what_all_prompts_begin_with_is_read_once() -> None:
-    batch = pack(EXAMPLES)
-
-    own = sum(len(prompt) - 3 + len(answer) - 1 for prompt, answer in EXAMPLES)
-    assert batch.ids.shape == (1, 3 + own)
-    assert batch.ids[0, :3].tolist() == [9, 8, 7]
-    assert (batch.ids[0] == 9).sum() == 1
+    torch.testing.assert_close(loss_of(tiny_lm, examples), torch.cat(losses).mean())
 
 
 @pytest.mark.parametrize("player", PLAYERS, ids=lambda player: player.name)

@@ -95,7 +95,9 @@ def random_plan(task: Task, numbers: Sequence[int], random: Random) -> Plan:
         random: The source of chance.
     """
     if task.parts and random.random() < _APART:
-        subtasks = [part.subtask for part in task.parts]
+        # Always in the same words: nine of ten completions of a question then say the same up to
+        # whom they name, which is what is to be learned, and what they share is computed once.
+        subtasks = [part.usual or part.subtask for part in task.parts]
         access = [[at - 1] if at else [] for at in range(len(subtasks))]
     elif (drawn := random.random()) < _ALONE:
         # Said in full in every other plan: whom to name is then learned from the subtask, as it is

@@ -3,8 +3,7 @@ Conductor.
 
 It departs from common recipes in three points:
 
-1. A batch is one row: the tokens that all prompts begin with once, then item after item, each
-   seeing the beginning and itself. So nothing is padded and the chat template is read once.
+1. A batch is laid out as a trie: nothing is padded, and what prompts begin with is read once.
 2. The vocabulary's logits are computed where an answer token is predicted and nowhere else.
 3. Small batches at a high rate: 80 updates of 8 at 2e-3 on all layers taught two-digit sums to 92 %
    (n = 48), where 40 updates of 16 at 1e-3 on the upper half taught 54 %.
@@ -23,6 +22,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from runtime import PACKAGED, Message, fetch, prompt_ids
 from runtime.local import Precision
+
+from .trie import scores_of
 
 if TYPE_CHECKING:
     import torch
@@ -59,59 +60,17 @@ class Example(NamedTuple):
     """With the token that ends a turn."""
 
 
-class Batch(NamedTuple):
-    """Several examples in one row."""
-
-    ids: torch.Tensor  # (1, T)
-    positions: torch.Tensor  # (1, T): each example counts on from the common beginning
-    mask: torch.Tensor  # (1, 1, T, T): whether a token sees another
-    at: torch.Tensor  # (N,): where answer tokens are predicted
-    targets: torch.Tensor  # (N,)
-
-
-def pack(examples: Sequence[Example]) -> Batch:
-    """Put examples in one row, what all prompts begin with once."""
-    import torch
-
-    prompts = [example.prompt for example in examples]
-    shortest = min(map(len, prompts)) - 1
-    same = next((at for at in range(shortest) if len({p[at] for p in prompts}) > 1), shortest)
-    ids, positions, owner = list(prompts[0][:same]), list(range(same)), [-1] * same
-    at: list[int] = []
-    for number, (prompt, answer) in enumerate(examples):
-        own = prompt[same:] + answer[:-1]
-        first = len(ids) + len(prompt) - same - 1
-        at += range(first, first + len(answer))
-        ids += own
-        positions += range(same, same + len(own))
-        owner += [number] * len(own)
-    owners = torch.tensor(owner)
-    mask = (owners[None] == owners[:, None]) | (owners[None] == -1)
-    return Batch(
-        torch.tensor([ids]),
-        torch.tensor([positions]),
-        mask.tril()[None, None],
-        torch.tensor(at),
-        torch.tensor([token for example in examples for token in example.answer]),
-    )
-
-
-def loss_of(model: Any, batch: Batch) -> torch.Tensor:
-    """Mean cross-entropy of the answer tokens.
+def loss_of(model: Any, examples: Sequence[Example]) -> torch.Tensor:
+    """Mean cross-entropy of all answer tokens, in nats.
 
     Args:
         model: A causal LM with its body in ``model.model`` and its head in ``model.lm_head``.
-        batch: As :func:`pack` gives it.
+        examples: One or more.
     """
     import torch
 
-    hidden = model.model(
-        input_ids=batch.ids,
-        position_ids=batch.positions,
-        attention_mask=batch.mask,
-        use_cache=False,
-    ).last_hidden_state[0, batch.at]  # (N, D)
-    return torch.nn.functional.cross_entropy(model.lm_head(hidden).float(), batch.targets)
+    prompts, answers = zip(*examples, strict=True)
+    return -torch.cat([logps for logps, _ in scores_of(model, prompts, answers)]).mean()
 
 
 def computing(precision: Precision) -> AbstractContextManager[Any]:
@@ -189,7 +148,7 @@ def adapt(
             for messages, answer in lessons(update)
         ]
         with computing(recipe.precision):
-            loss = loss_of(plain, pack(examples))
+            loss = loss_of(plain, examples)
         loss.backward()  # type: ignore[no-untyped-call]  # torch gives it no types
         torch.nn.utils.clip_grad_norm_(weights, recipe.clip)
         optimizer.step()

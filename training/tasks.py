@@ -53,7 +53,10 @@ class Part:
 
     family: str
     subtask: str
+    """In one of the ways to word it."""
     answer: str
+    usual: str = ""
+    """The subtask in the words that all of its kind have; empty where there are none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,7 +237,12 @@ def _ask_chain(chain: Chain, wording: Wording, random: Random) -> Task:
     phrasing, held_out = _phrasing(chain, wording, random)
     fields = {name: text for item in items for name, text in item.fields.items()}
     parts = tuple(
-        Part(family, random.choice(asks).format(**fields), item.answer)
+        Part(
+            family,
+            random.choice(asks).format(**fields),
+            item.answer,
+            usual=asks[0].format(**fields),
+        )
         for family, asks, item in zip(chain.parts, chain.asks, items, strict=True)
     )
     return task(

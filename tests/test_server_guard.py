@@ -46,6 +46,7 @@ def mine(server: Any) -> Any:
 @pytest.mark.parametrize(
     "given",
     ["", "Bearer", "Bearer ", "Bearer wrong", f"Basic {SECRET}", SECRET, f"Bearer {SECRET}x"],
+    ids=["none", "bearer", "blank", "wrong", "basic", "bare", "longer"],  # the key is another one
 )
 async def test_without_a_valid_key_nothing_is_served(given: str) -> None:
     team = Team()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -22,10 +23,13 @@ BLOCK = re.compile(
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """One folder for the whole page, in which the models of the page can be reached."""
-    folder = tmp_path_factory.mktemp("runs")
-    with team() as models:
+def folder() -> Iterator[Path]:
+    """One folder for the whole page, in which the models of the page can be reached.
+
+    Not one of pytest's: their names may be so long that lines which tell them are wrapped.
+    """
+    with TemporaryDirectory() as name, team() as models:
+        folder = Path(name)
         models.write_pool(folder).rename(folder / "conductor.toml")
         yield folder
 

@@ -95,8 +95,8 @@ def random_plan(task: Task, numbers: Sequence[int], random: Random) -> Plan:
         random: The source of chance.
     """
     if task.parts and random.random() < _APART:
-        # Always in the same words: nine of ten completions of a question then say the same up to
-        # whom they name, which is what is to be learned, and what they share is computed once.
+        # Always in the same words: completions of a question then differ less before they name
+        # somebody, which is what is to be learned, and what they share is computed once.
         subtasks = [part.usual or part.subtask for part in task.parts]
         access = [[at - 1] if at else [] for at in range(len(subtasks))]
     elif (drawn := random.random()) < _ALONE:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
+from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,11 +25,15 @@ if TYPE_CHECKING:
     from .local import Job, Offsets, Precision
 
 Push = Callable[["Job", int], None]
+Join = Callable[[int], Sequence["Job"]]
 
 _WORTH_SHARING = 16
 """Fewest tokens in common for which prompts share their keys and values."""
 _WORTH_A_PASS = 96
 """Fewest tokens of padding that are worth a pass of their own to avoid."""
+_JOIN_EVERY = 8
+"""Tokens between two times that jobs may join a batch: those that come together are read
+together."""
 _ROOM = 32
 """Tokens that keys and values may grow by before they are copied."""
 _MOST_ROWS, _MOST_CELLS = 64, 4096
@@ -76,14 +81,25 @@ def roomy_cache() -> DynamicCache:
     return cache
 
 
+class _Batch(NamedTuple):
+    """Rows that are decoded together, each before the choice of its next token."""
+
+    rows: list[tuple[Job, Any, torch.Generator]]
+    """Each job, what is left of its grammar (None: it has none), and its source of chance."""
+    logits: torch.Tensor  # (B, vocabulary)
+    cache: DynamicCache
+    mask: torch.Tensor  # (B, T so far): attention
+    positions: torch.Tensor  # (B, 1): of the last token
+
+
 class TransformersDecoder:
     """Batched decoding with the KV cache in torch: any causal LM, any sampling, any grammar.
 
-    ``model.generate`` is not used, for four things it can't do: settings, a seed and an adapter of
-    its own for each row of a batch; leaving a row behind that is done or cancelled; reading what
-    all prompts begin with once; and, for a job alone, pushing the tokens that a grammar leaves no
-    choice about through the model in one pass (about half of the tokens of a plan, which halves
-    the time).
+    ``model.generate`` is not used, for five things it can't do: settings, a seed and an adapter of
+    its own for each row of a batch; leaving a row behind that is done or cancelled; taking in a job
+    that comes later; reading what all prompts begin with once; and, for a job alone, pushing the
+    tokens that a grammar leaves no choice about through the model in one pass (about half of the
+    tokens of a plan, which halves the time).
 
     Args:
         folder: Model in Hugging Face form, or its name on the hub.
@@ -131,12 +147,11 @@ class TransformersDecoder:
         return one.call.grammar == other.call.grammar
 
     @torch.inference_mode()
-    def decode(self, jobs: Sequence[Job], push: Push) -> None:
-        """Decode to the end of every job."""
-        if len(jobs) == 1:
-            self._decode_one(jobs[0], push)
-        else:
-            self._decode_batch(list(jobs), push)
+    def decode(self, jobs: Sequence[Job], push: Push, join: Join) -> None:
+        """Decode to the end of every job, and of those that join."""
+        batch = self._decode_one(jobs[0], push, join) if len(jobs) == 1 else self._begun(jobs)
+        if batch is not None:
+            self._decode_batch(batch, push, join)
 
     def _matcher(self, grammar: str | None) -> Any:
         if grammar is None:
@@ -145,14 +160,21 @@ class TransformersDecoder:
             self._grammars = Grammars(self._tokenizer, self._model.config.vocab_size)
         return self._grammars.matcher(grammar)
 
-    def _decode_one(self, job: Job, push: Push) -> None:
+    def _decode_one(self, job: Job, push: Push, join: Join) -> _Batch | None:
+        """Decode a job alone.
+
+        Returns:
+            The batch that it is in once others have joined it; None if it is over.
+        """
         matcher = self._matcher(job.call.grammar)
         dice = self._dice(job.call.sampling)
         self._adapters.use([job.adapter])
         tokens, cache = self._resume(job.adapter, job.prompt)
         fresh = job.prompt[len(tokens) :]
         tokens = list(tokens)
-        while not job.over:
+        for step in count(1):
+            if job.over:
+                break
             if matcher is not None:
                 forced = matcher.compute_ff_tokens()
                 if forced:
@@ -162,12 +184,17 @@ class TransformersDecoder:
                         push(job, token)
                 if matcher.is_stopped() or job.over:
                     break
-            logits = self._forward(torch.tensor([fresh]), cache, None, None)[0]
+            logits = self._forward(torch.tensor([fresh]), cache, None, None)
             tokens += fresh
-            fresh = [self._next(job, logits, matcher, dice, push)]
+            if step % _JOIN_EVERY == 0 and (more := join(1)):
+                mask = torch.ones((1, len(tokens)), dtype=torch.long)
+                alone = _Batch([(job, matcher, dice)], logits, cache, mask, mask.sum(-1, True) - 1)
+                return self._taken_in(alone, more)
+            fresh = [self._next(job, logits[0], matcher, dice, push)]
         if not job.over:  # the forced tokens completed the grammar
             push(job, self._tokenizer.eos_token_id)
         self._kept = (job.adapter, tokens, cache)
+        return None
 
     def _next(
         self, job: Job, logits: torch.Tensor, matcher: Any, dice: torch.Generator, push: Push
@@ -198,16 +225,34 @@ class TransformersDecoder:
             cache.crop(same - len(tokens))
         return prompt[:same], cache
 
-    def _decode_batch(self, jobs: Sequence[Job], push: Push) -> None:
-        """Decode row by row of a batch; what prompts begin with is read once an adapter."""
+    def _begun(self, jobs: Sequence[Job]) -> _Batch:
+        """Read prompts; what they begin with is read once an adapter."""
         groups = _begun_alike(sorted(jobs, key=lambda job: len(job.prompt)))
-        jobs = [job for group in groups for job in group]
-        logits, cache, mask, positions = self._read_prompts(groups)
         grammar = self._matcher(jobs[0].call.grammar)
         rows = [
-            (job, grammar and grammar.deep_copy(), self._dice(job.call.sampling)) for job in jobs
+            (job, grammar and grammar.deep_copy(), self._dice(job.call.sampling))
+            for group in groups
+            for job in group
         ]
-        while True:
+        return _Batch(rows, *self._read_prompts(groups))
+
+    def _taken_in(self, batch: _Batch, jobs: Sequence[Job]) -> _Batch:
+        """Put more jobs into a batch."""
+        more = self._begun(jobs)
+        rows = [*batch.rows, *more.rows]
+        self._adapters.use([job.adapter for job, _, _ in rows])
+        return _Batch(
+            rows,
+            torch.cat([batch.logits, more.logits]),
+            _joined([batch.cache, more.cache]),
+            _padded_left([batch.mask, more.mask]),
+            torch.cat([batch.positions, more.positions]),
+        )
+
+    def _decode_batch(self, batch: _Batch, push: Push, join: Join) -> None:
+        """Decode row by row of a batch."""
+        rows, logits, cache, mask, positions = batch
+        for step in count(1):
             chosen = [
                 self._next(job, row, matcher, dice, push)
                 for row, (job, matcher, dice) in zip(logits, rows, strict=True)
@@ -220,10 +265,17 @@ class TransformersDecoder:
                 rows = [rows[at] for at in going]
                 mask, positions = mask[going], positions[going]
                 self._adapters.use([job.adapter for job, _, _ in rows])
+                # Rows that are left may all begin later than one that is over.
+                if unused := int(mask.argmax(-1).min()):
+                    _without(cache, unused)
+                    mask = mask[:, unused:]
             ids = torch.tensor([chosen[at] for at in going]).unsqueeze(-1)
             mask = torch.cat([mask, torch.ones((len(rows), 1), dtype=torch.long)], dim=-1)
             positions = positions[:, -1:] + 1
             logits = self._forward(ids, cache, mask, positions)
+            if step % _JOIN_EVERY == 0 and (more := join(len(rows))):
+                batch = self._taken_in(_Batch(rows, logits, cache, mask, positions), more)
+                rows, logits, cache, mask, positions = batch
 
     def _read_prompts(
         self, groups: Sequence[Sequence[Job]]
@@ -236,7 +288,6 @@ class TransformersDecoder:
             Of the jobs in their order: logits of each next token (B, vocabulary), keys and values,
             the attention mask (B, T), and the position of each last token (B, 1).
         """
-        width = max(len(group[-1].prompt) for group in groups)
         logits: list[torch.Tensor] = []
         masks: list[torch.Tensor] = []
         last: list[torch.Tensor] = []
@@ -255,11 +306,11 @@ class TransformersDecoder:
                 self._adapters.use([job.adapter for job in pack])
                 ids, mask, positions = padded([job.prompt[same:] for job in pack], same)
                 logits.append(self._forward(ids, cache, mask, positions))
-                masks.append(torch.nn.functional.pad(mask, (width - mask.shape[1], 0)))
+                masks.append(mask)
                 last.append(positions[:, -1:])
                 caches.append(cache)
         self._adapters.use([job.adapter for group in groups for job in group])
-        return torch.cat(logits), _joined(caches), torch.cat(masks), torch.cat(last)
+        return torch.cat(logits), _joined(caches), _padded_left(masks), torch.cat(last)
 
     @torch.inference_mode()
     def read(
@@ -461,7 +512,8 @@ def _begun_alike(jobs: Sequence[Job]) -> list[list[Job]]:
     A plan's first steps, its later ones and questions that are handed on begin differently.
     """
     prompts = [job.prompt for job in jobs]
-    fork, same = _common(prompts), _shared(prompts)
+    fork = _common(prompts)
+    same = fork if fork >= _WORTH_SHARING else 0
     ways: dict[int, list[Job]] = {}
     for job in jobs:
         ways.setdefault(job.prompt[fork], []).append(job)
@@ -508,6 +560,22 @@ def _joined(caches: Sequence[DynamicCache]) -> DynamicCache:
         )
         whole.update(keys, values, number)
     return whole
+
+
+def _padded_left(masks: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Put the rows of several attention masks into one."""
+    width = max(mask.shape[1] for mask in masks)
+    pad = torch.nn.functional.pad
+    return torch.cat([pad(mask, (width - mask.shape[1], 0)) for mask in masks])
+
+
+def _without(cache: DynamicCache, columns: int) -> None:
+    """Leave out the first columns of a cache."""
+    for layer in cache.layers:
+        assert isinstance(layer, DynamicLayer)
+        assert layer.keys is not None
+        assert layer.values is not None
+        layer.keys, layer.values = layer.keys[:, :, columns:], layer.values[:, :, columns:]
 
 
 def padded(
@@ -598,8 +666,8 @@ class Ctranslate2Decoder:
         shorter, longer = sorted((len(one.prompt), len(other.prompt)))
         return longer - shorter <= 8 + shorter // 8
 
-    def decode(self, jobs: Sequence[Job], push: Push) -> None:
-        """Decode to the end of every job."""
+    def decode(self, jobs: Sequence[Job], push: Push, join: Join) -> None:
+        """Decode to the end of every job. Nobody joins: ctranslate2 takes no rows in."""
 
         def step(result: Any) -> bool:
             job: Job = jobs[result.batch_id]

@@ -77,7 +77,7 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _MOST_TOKENS = 512
 """Longest completion where neither call nor worker says otherwise."""
 _GATHER_S = 0.01
-"""How long an idle engine waits for more calls to decode together with the first one."""
+"""How long an idle engine waits for one more call to decode together with those that came."""
 _WIDEST = 32
 """Most calls in one batch: a wider one answers more calls in a second, each of them later."""
 
@@ -166,10 +166,17 @@ class _Reading:
 class Decoder(Protocol):
     """Decodes a batch of jobs to their ends."""
 
-    def decode(self, jobs: Sequence[Job], push: Callable[[Job, int], None]) -> None:
+    def decode(
+        self,
+        jobs: Sequence[Job],
+        push: Callable[[Job, int], None],
+        join: Callable[[int], Sequence[Job]],
+    ) -> None:
         """Generate until every job is over, giving each token to ``push`` as it is chosen.
 
         ``push`` sets ``job.finish`` when a job is over. An end-of-text token is pushed too.
+        ``join``, told how many rows there are, gives jobs that came meanwhile and can share the
+        batch; a decoder that takes them in answers them too.
         """
 
     def admit(self, job: Job) -> None:
@@ -215,6 +222,8 @@ class LocalModel:
         self.widest = _WIDEST
         """Most calls in one batch."""
         self._waiting: deque[Job] = deque()
+        self._ready: list[Job] = []
+        """Of the engine thread: calls that were prepared and wait for a batch."""
         self._readings: deque[_Reading] = deque()
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
@@ -370,26 +379,28 @@ class LocalModel:
             self._thread.join(timeout=30)
 
     def _serve(self) -> None:
-        ready: list[Job] = []
         while not self._stopping:
             with self._changed:
-                if not ready:
+                if not self._ready:
                     self._changed.wait_for(
                         lambda: self._waiting or self._readings or self._stopping
                     )
-                    if not self._readings:
-                        self._changed.wait_for(
-                            lambda: self._readings or len(self._waiting) >= _WIDEST, _GATHER_S
-                        )
-                new = list(self._waiting)
-                self._waiting.clear()
+                    self._gather()
             self._read_waiting()
-            ready += [job for job in new if self._prepare(job)]
-            ready = [job for job in ready if not job.cancelled.is_set()]
-            if ready:
-                batch, ready = self._batch(ready)
-                self._decode(batch)
+            self._take()
+            if self._ready:
+                self._decode(self._batch(self._ready[0], self.widest))
         self._slow = self._quick = None
+
+    def _gather(self) -> None:
+        """Wait while more calls come, up to as many as a batch takes."""
+        seen = 0
+        while seen < len(self._waiting) < self.widest and not self._readings:
+            seen = len(self._waiting)
+            self._changed.wait_for(
+                lambda: self._readings or self._stopping or len(self._waiting) >= self.widest,
+                _GATHER_S,
+            )
 
     def _read_waiting(self) -> None:
         """Read all conversations that wait, those of equal readers together."""
@@ -429,17 +440,34 @@ class LocalModel:
         vectors = self._exact().read([ids[:-1] for ids in prompts], reader.layer, reader.offsets)
         return States(vectors, tuple(map(len, prompts)))
 
-    def _batch(self, ready: list[Job]) -> tuple[list[Job], list[Job]]:
-        """Take the oldest job and what can share a batch with it."""
-        first = ready[0]
-        decoder = self._decoder(first)
-        batch = [
-            job
-            for job in ready
-            if job is first or (self._decoder(job) is decoder and decoder.alike(first, job))
-        ][: self.widest]
+    def _take(self) -> None:
+        """Make the calls that wait ready."""
+        with self._changed:
+            new = list(self._waiting)
+            self._waiting.clear()
+        self._ready += [job for job in new if self._prepare(job)]
+        self._ready = [job for job in self._ready if not job.cancelled.is_set()]
+
+    def _alike(self, one: Job, other: Job) -> bool:
+        decoder = self._decoder(one)
+        return other is one or (self._decoder(other) is decoder and decoder.alike(one, other))
+
+    def _batch(self, first: Job, most: int) -> list[Job]:
+        """Take what is ready and can share a batch with a job, the oldest first."""
+        batch = [job for job in self._ready if self._alike(first, job)][:most]
         chosen = set(map(id, batch))
-        return batch, [job for job in ready if id(job) not in chosen]
+        self._ready = [job for job in self._ready if id(job) not in chosen]
+        return batch
+
+    def _joining(self, first: Job, rows: int) -> list[Job]:
+        """Take the calls that may join a batch under way, of so many rows and a job like these.
+
+        Nobody, if somebody waits who can't: their turn would never come.
+        """
+        self._take()
+        if not all(self._alike(first, job) for job in self._ready):
+            return []
+        return self._batch(first, max(0, self.widest - rows))
 
     def _prepare(self, job: Job) -> bool:
         """Render and tokenize; hand over the failure instead if that can't be done."""
@@ -478,8 +506,15 @@ class LocalModel:
         return True
 
     def _decode(self, batch: list[Job]) -> None:
+        first = batch[0]
+
+        def join(rows: int) -> list[Job]:
+            more = self._joining(first, rows)
+            batch.extend(more)
+            return more
+
         try:
-            self._decoder(batch[0]).decode(batch, self._push)
+            self._decoder(first).decode(tuple(batch), self._push, join)
         except Exception as error:  # out of memory, a bad grammar: the batch fails, not the engine
             told = f"{self.name} failed: {type(error).__name__}: {error}"
             for job in batch:

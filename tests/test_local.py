@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -48,6 +48,7 @@ HELLO = (Message("user", "hello"),)
 FRANCE = (Message("user", "What is the capital of France?"),)
 GREEDY = Sampling(temperature=0.0, max_tokens=24)
 LETTERS = "start: /[a-z]{20}/"
+RAMBLING = "start: /[a-z]{500}/"
 
 
 @pytest.fixture(scope="session")
@@ -292,6 +293,87 @@ async def test_calls_that_wait_are_decoded_together(tiny: LocalModel) -> None:
 
     first_end = next(at for at, (what, _) in enumerate(told) if what == "end")
     assert {number for what, number in told[:first_end] if what == "piece"} == {1, 2, 3, 4}
+
+
+async def test_a_call_does_not_wait_for_the_end_of_another(tiny: LocalModel) -> None:
+    told: list[str] = []
+
+    async def ask(name: str, tokens: int, on_text: Callable[[str], None]) -> None:
+        sampling = Sampling(temperature=0.0, max_tokens=tokens)
+        await tiny.complete(Call((Message("user", name),), sampling, RAMBLING), on_text)
+        told.append(name)
+
+    async with anyio.create_task_group() as group:
+
+        def ask_more(piece: str) -> None:
+            if not told:
+                told.append("begun")
+                group.start_soon(ask, "second", 5, ignore)
+                group.start_soon(ask, "third", 20, ignore)
+
+        await ask("first", 400, ask_more)
+
+    assert told == ["begun", "second", "third", "first"]
+
+
+async def test_a_call_that_can_not_share_a_batch_has_its_turn(tiny: LocalModel) -> None:
+    """Calls that can do not join for ever: none begins after one that waits for the end."""
+    told: list[str] = []
+
+    async def ask(name: str, grammar: str | None, on_text: Callable[[str], None]) -> None:
+        sampling = Sampling(temperature=0.0, max_tokens=30)
+        await tiny.complete(Call((Message("user", name),), sampling, grammar), on_text)
+        told.append(name)
+
+    async with anyio.create_task_group() as group:
+
+        async def ask_both() -> None:
+            group.start_soon(ask, "other", LETTERS, ignore)
+            await anyio.wait_all_tasks_blocked()  # it waits for the model now
+            group.start_soon(ask, "alike", RAMBLING, ignore)
+
+        def ask_more(piece: str) -> None:
+            if not told:
+                told.append("begun")
+                group.start_soon(ask_both)
+
+        await ask("first", RAMBLING, ask_more)
+
+    assert told == ["begun", "first", "other", "alike"]
+
+
+@pytest.mark.parametrize("grammar", [None, LETTERS], ids=["free", "grammar"])
+async def test_who_joins_a_batch_is_answered_as_alone(
+    tiny: LocalModel, grammar: str | None
+) -> None:
+    """Each call begins when the one before has said something, and ends before or after it."""
+    calls = [
+        Call(
+            (Message("user", "." * (1 + 40 * (number % 3))),),
+            Sampling(temperature=1.0, max_tokens=(60, 9, 30, 80, 5)[number], seed=number),
+            grammar,
+        )
+        for number in range(5)
+    ]
+    alone = [(await tiny.complete(call)).text for call in calls]
+    together = [""] * len(calls)
+
+    async with anyio.create_task_group() as group:
+
+        async def ask(number: int) -> None:
+            begun = False
+
+            def go_on(piece: str) -> None:
+                nonlocal begun
+                if not begun and number + 1 < len(calls):
+                    group.start_soon(ask, number + 1)
+                begun = True
+
+            together[number] = (await tiny.complete(calls[number], go_on)).text
+
+        group.start_soon(ask, 0)
+
+    assert together == alone
 
 
 @pytest.mark.parametrize("grammar", [None, LETTERS], ids=["free", "grammar"])

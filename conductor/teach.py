@@ -61,7 +61,7 @@ SplitOption = Annotated[
     SplitName, typer.Option("--split", help="Of which split.", rich_help_panel=_TASKS)
 ]
 Wording = Annotated[
-    Literal["trained", "held-out", "all", "sealed"],
+    Literal["trained", "varied", "held-out", "all", "sealed"],
     typer.Option("--wording", help="Phrasings of our own families.", rich_help_panel=_TASKS),
 ]
 Seed = Annotated[

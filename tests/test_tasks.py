@@ -139,7 +139,7 @@ def test_chains_are_asked_in_many_words(chain: Chain) -> None:
     assert len(set(chain.sealed)) >= 2
     assert all(len(set(asks)) >= 4 for asks in chain.asks)
     blanks = [set(re.findall(r"{(\w+)}", words)) - {"who", "things"} for words in chain.phrasings]
-    for words in (*chain.held_out, *chain.sealed):
+    for words in (*chain.held_out, *chain.sealed, *chain.varied):
         assert set(re.findall(r"{(\w+)}", words)) - {"who", "things"} == blanks[0]
     assert all(each == blanks[0] for each in blanks)
     sealed = draw(chain.name, 10, wording="sealed", split=Split.TEST)
@@ -151,14 +151,25 @@ def test_held_out_phrasings_are_never_trained_on(name: str) -> None:
     source = FAMILIES.get(name) or CHAINS[name]
     count = SMALL.get(name, 40)
 
-    assert not set(source.phrasings) & set(source.held_out)
+    varied = source.varied if isinstance(source, Chain) else ()
+    assert not {*source.phrasings, *varied} & {*source.held_out, *source.sealed}
     assert len(source.phrasings) >= 2
-    for wording, marked in (("trained", False), ("held-out", True)):
+    for wording, marked in (("trained", False), ("varied", False), ("held-out", True)):
         tasks = draw(name, count, wording=wording)  # type: ignore[arg-type]
         assert {each.held_out_wording for each in tasks} == {marked}
     trained = {each.question for each in draw(name, count, wording="trained")}
     other = {each.question for each in draw(name, count, wording="held-out")}
     assert not trained & other
+
+
+def test_chains_are_asked_in_more_words_of_who_takes_them_apart() -> None:
+    for name, chain in CHAINS.items():
+        if chain.reserved:
+            assert not chain.varied
+            continue
+        assert len(set(chain.varied)) == len(chain.varied) >= 50
+        asked = {each.question for each in draw(name, 200, wording="varied")}
+        assert len(asked & {each.question for each in draw(name, 200)}) < 20
 
 
 @given(st.text(), st.text())

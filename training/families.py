@@ -11,7 +11,7 @@ trains on few tokens a second and a test set must not repeat what was trained on
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from random import Random
 
@@ -76,6 +76,9 @@ class Chain:
     """As a family's."""
     reserved: bool = False
     """Whether deciders never train on it."""
+    varied: tuple[str, ...] = ()
+    """More phrasings to train on, for who learns to take the question apart. They are put together
+    of forms and names of what goes into them, so that no form stands for one kind of question."""
 
 
 # --- numbers --------------------------------------------------------------------------------------
@@ -700,6 +703,77 @@ _TURN_IT_ROUND = (
     "Write that number in reverse.",
 )
 
+_SUMS = (
+    "{a} + {b}",
+    "{a} plus {b}",
+    "the sum of {a} and {b}",
+    "the result of {a} + {b}",
+    "what {a} and {b} add up to",
+    "the number that {a} and {b} add up to",
+)
+_LARGEST_ONES = (
+    "the largest of {list}",
+    "the biggest of {list}",
+    "the maximum of {list}",
+    "the max of {list}",
+    "the largest number in {list}",
+    "whichever of {list} is the largest",
+    "the biggest one of the numbers {list}",
+    "the one of {list} that is larger than the others",
+)
+_MOST_SAID = (
+    "the most frequent of {one}, {two} and {three}",
+    "the most frequent reply in {one}; {two}; {three}",
+    "what most of them answer ({one}; {two}; {three})",
+    "the answer given most often ({one}, {two}, {three})",
+    "the answer that most give, of {one}, {two} and {three}",
+    "whichever of {one}, {two} and {three} is said most often",
+)
+"""How a question names what its first part finds."""
+_ADD_TO = (
+    "What is {b} plus {it}?",
+    "What is {it} plus {b}?",
+    "How much is {it} plus {b}?",
+    "How much is {b} more than {it}?",
+    "Add {b} to {it}.",
+    "Increase {it} by {b}.",
+    "Work out {b} plus {it}.",
+    "Give the sum of {b} and {it}.",
+    "Find {it} and add {b} to it.",
+    "Look for {it}, then add {b}.",
+    "What do you get if you add {b} to {it}?",
+)
+_BACKWARD = (
+    "Write the digits of {it} backward.",
+    "Give the digits of {it} backward.",
+    "What is {it}, written backward?",
+    "Reverse the digits of {it}.",
+    "Reverse {it}.",
+    "Write {it} in reverse.",
+    "Find {it} and write its digits in reverse.",
+    "Work out {it}, then reverse the digits.",
+    "What does {it} look like in reverse?",
+    "What do you get if you write {it} backward?",
+)
+_IN_ORDER = (
+    "Sort {it} together with {list}.",
+    "Sort {list} and {it}.",
+    "Put {it} and {list} in ascending order.",
+    "Put {list} in order with {it}, the smallest first.",
+    "Order {it} and the numbers {list} from small to large.",
+    "Arrange {list} and {it}, from small to large.",
+    "Line up {list} and {it}, the smallest first.",
+    "What is the order of {it} and {list}, the smallest first?",
+    "Find {it}, then sort it with {list}.",
+    "Work out {it} and put it in ascending order with {list}.",
+)
+"""What it asks for then."""
+
+
+def _each_of(forms: Sequence[str], its: Sequence[str]) -> tuple[str, ...]:
+    return tuple(form.replace("{it}", it) for form in forms for it in its)
+
+
 CHAINS: Mapping[str, Chain] = {
     chain.name: chain
     for chain in (
@@ -725,6 +799,7 @@ CHAINS: Mapping[str, Chain] = {
                 "Please calculate {b} plus the top number among {list}.",
                 "With {b} added, what does the highest number of {list} become?",
             ),
+            varied=_each_of(_ADD_TO, _LARGEST_ONES),
         ),
         Chain(
             "addition-ordering",
@@ -756,6 +831,7 @@ CHAINS: Mapping[str, Chain] = {
                 "Total {a} and {b}; rank the outcome among {list}, lowest first.",
                 "Rearrange {list} and whatever {a} and {b} come to, from smallest to largest.",
             ),
+            varied=_each_of(_IN_ORDER, _SUMS),
         ),
         Chain(
             "addition-mirror",
@@ -779,6 +855,7 @@ CHAINS: Mapping[str, Chain] = {
                 "Flip the digits of the total of {a} and {b}.",
                 "{a} and {b} added up give a number; spell it back to front, digit by digit.",
             ),
+            varied=_each_of(_BACKWARD, _SUMS),
         ),
         Chain(
             "largest-mirror",
@@ -802,6 +879,7 @@ CHAINS: Mapping[str, Chain] = {
                 "Flip the digits of the top number among {list}.",
                 "Given {list}, spell the greatest one back to front, digit by digit.",
             ),
+            varied=_each_of(_BACKWARD, _LARGEST_ONES),
         ),
         Chain(
             "tally-addition",
@@ -837,6 +915,7 @@ CHAINS: Mapping[str, Chain] = {
                 "Please calculate {b} plus the winner of the votes {one}, {two} and {three}.",
                 "With {b} added, what does the answer of most become: {one}, {two}, {three}?",
             ),
+            varied=_each_of(_ADD_TO, _MOST_SAID),
         ),
         Chain(
             "relations-sentences",

@@ -85,9 +85,9 @@ class Begin(Table):
 
     adapter: Path | None = None
     """An adapter to begin with instead."""
-    updates: int = Field(default=100, ge=0)
+    updates: int = Field(default=200, ge=0)
     """0: none; the model is trained as it is, in all its weights."""
-    batch: int = Field(default=16, ge=1)
+    batch: int = Field(default=8, ge=1)
     rate: float = Field(default=2e-3, gt=0)
     rank: int = Field(default=8, ge=1)
 

@@ -43,8 +43,9 @@ class Split(StrEnum):
 SHARES = (60, 15, 25)
 """Percent of a source's items for training, validation and test."""
 
-Wording = Literal["trained", "held-out", "all", "sealed"]
-"""Which phrasings: those that are trained on, the held-out ones, both; or the sealed ones."""
+Wording = Literal["trained", "varied", "held-out", "all", "sealed"]
+"""Which phrasings: those that players and deciders train on; these and the many more that a
+Conductor trains on; the held-out ones; the first and the third; or the sealed ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,12 +277,13 @@ def _phrasing(source: Family | Chain, wording: Wording, random: Random) -> tuple
         raise TaskError(f"{source.name} has no sealed phrasings; ask for the held-out ones")
     chosen = {
         "trained": source.phrasings,
+        "varied": (*source.phrasings, *(source.varied if isinstance(source, Chain) else ())),
         "held-out": source.held_out,
         "all": (*source.phrasings, *source.held_out),
         "sealed": source.sealed,
     }[wording]
     phrasing = random.choice(chosen)
-    return phrasing, phrasing not in source.phrasings
+    return phrasing, phrasing in (*source.held_out, *source.sealed)
 
 
 # --- other sources --------------------------------------------------------------------------------

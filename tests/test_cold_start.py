@@ -166,7 +166,7 @@ def test_a_summary_counts_what_is_valid_apart_and_copied() -> None:
     for task in questions(100):
         by_family[task.family].append(task)
     chain = by_family["addition-mirror"][0]
-    good = Plan.of([part.subtask for part in chain.parts], ["worker-0", "worker-2"], [[], [0]])
+    good = Plan.of([part.usual for part in chain.parts], ["worker-0", "worker-2"], [[], [0]])
     wrong = Plan.of(["Add 1 and 1.", "Turn it round."], ["worker-0", "worker-0"], [[], [0]])
     solo = Plan.of(["{query}"], ["worker-2"], [[]])
     written = [Written(chain, (0, 2), "", plan) for plan in (good, wrong, solo, None)]
@@ -178,3 +178,4 @@ def test_a_summary_counts_what_is_valid_apart_and_copied() -> None:
     assert summary["steps"] == {1: 1, 2: 2}
     assert summary["workers"] == {"worker-0": 3, "worker-2": 2}
     assert (summary["taken_apart"], summary["numbers_copied"]) == (2, 1)
+    assert (summary["composed"], summary["as_taught"]) == (4, 1)

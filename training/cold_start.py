@@ -242,7 +242,11 @@ def _plan(text: str, numbers: Sequence[int], workers: int) -> Plan | None:
 
 
 def told(written: Sequence[Written]) -> dict[str, Any]:
-    """Summarise: how many are valid (Wilson interval, 95 %), of which lengths, who is named."""
+    """Summarise: how many are valid (Wilson interval, 95 %), of which lengths, who is named.
+
+    ``as_taught`` counts the composed questions, of ``composed``, that are taken apart into their
+    parts, word by word.
+    """
     valid = [each for each in written if each.plan is not None]
     interval = wilson(len(valid) / len(written), len(written))
     steps = Counter(len(each.plan or ()) for each in valid)
@@ -262,6 +266,12 @@ def told(written: Sequence[Written]) -> dict[str, Any]:
         "workers": {str(name): count for name, count in sorted(named.items(), key=str)},
         "taken_apart": len(apart),
         "numbers_copied": len(exact),
+        "composed": sum(bool(each.task.parts) for each in written),
+        "as_taught": sum(
+            [*each.plan.subtasks] == [part.usual for part in each.task.parts]
+            for each in apart
+            if each.plan
+        ),
     }
 
 

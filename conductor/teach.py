@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 train = typer.Typer(help="Train the deciders.", no_args_is_help=True)
 router = typer.Typer(help="The router: who is in it.", no_args_is_help=True)
 
-_LONG = "cold", "grpo"
+_LONG = "cold", "grpo", "finish"
 """Stages of which each report is told."""
 _TASKS, _BOUNDS = "Which tasks", "Bounds"
 
@@ -509,7 +509,7 @@ def train_conductor(
     ] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train a Conductor by a recipe: a cold start on the form of plans, then GRPO.
+    """Train a Conductor by a recipe: a cold start on the form of plans, GRPO, and a last stage.
 
     What is given here wins over the recipe. Ctrl-C and SIGTERM stop after the update under way and
     save it.
@@ -671,6 +671,7 @@ def _stages(console: Console) -> Iterator[Callable[[Any], None]]:
         "es": "evolution",
         "cold": "cold start",
         "grpo": "GRPO",
+        "finish": "finish",
     }
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
     live = Progress(
@@ -781,7 +782,7 @@ def _gathered(
     sources: Sequence[str],
     limit: int,
     split: Any,
-    wording: Literal["trained", "held-out", "all", "sealed"],
+    wording: Literal["trained", "varied", "held-out", "all", "sealed"],
     seed: int,
     columns: Any,
     apart: Sequence[Path],

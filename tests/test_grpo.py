@@ -166,6 +166,31 @@ def test_rewards_are_zero_half_or_masked_and_advantages_are_trls(whole: Path) ->
         assert row["flat"] >= row["flat_by_trl"]  # TRL does not count groups of one reward
 
 
+def test_a_last_stage_follows_once_and_is_what_is_written(
+    tiny: Path, whole: Path, tmp_path: Path
+) -> None:
+    """It goes on with what GRPO made; a kill in it, or after it, makes nobody do it twice."""
+    finishing = recipe(tiny, tmp_path, finish={"updates": 2, "batch": 2, "rate": 1e-2})
+    told: list[Told] = []
+
+    grpo.train(finishing, pool=workers(), progress=told.append)
+
+    stages = [(each.stage, each.done) for each in told]
+    assert stages[:4] == [("grpo", done) for done in range(4)]
+    assert {stage for stage, _ in stages[4:]} == {"finish"}
+    assert stages[-1] == ("finish", 2)
+    assert rows(tmp_path, grpo.METRICS) == rows(whole, grpo.METRICS)
+    ended, last, before, grpos = (
+        (folder / "adapter_model.safetensors").read_bytes()
+        for folder in (tmp_path, tmp_path / "finished", tmp_path / "finished" / "before", whole)
+    )
+    assert ended == last != before == grpos
+    told.clear()
+    grpo.train(finishing, resume=True, pool=workers(), progress=told.append)
+    assert [(each.stage, each.done) for each in told] == [("grpo", 3)]
+    assert (tmp_path / "adapter_model.safetensors").read_bytes() == ended
+
+
 def test_throughput_is_measured_now_and_then_and_changes_nothing(
     whole: Path, tiny: Path, tmp_path: Path
 ) -> None:

@@ -93,6 +93,8 @@ class _Folder:
     samples: Sequence[Sample]
     cold: Mapping[str, Any]
     """Record of the cold start; empty if there was none."""
+    finished: Mapping[str, Any]
+    """Record of the last stage; empty if there was none."""
     rank: int | None
     """Of the adapter; None if all weights were trained."""
     megabytes: float
@@ -115,6 +117,7 @@ def _read(folder: Path) -> _Folder:
         read_rows(folder / "metrics.jsonl"),
         first_rounds(read_rows(folder / "rollouts.jsonl")),
         known("cold/training.json"),
+        known("finished/training.json"),
         known("adapter_config.json").get("r"),
         sum(each.stat().st_size for each in folder.glob("*.safetensors")) / 1e6,
         [name for name in PICTURES if (folder / FOLDER / f"{name}.svg").exists()],
@@ -302,6 +305,14 @@ def _trained(of: _Folder) -> str:
         f"items in trained phrasings only, of {len(families)} families: {', '.join(families)}. "
         f"{len(of.samples):,} completions in all. No data of other people."
     )
+    if of.finished:
+        how = of.finished["finish"]
+        parts.append(
+            f"**At last**: {how['updates']} updates of SFT, {how['batch']} plans each, "
+            f"{of.finished['seconds'] / 60:.0f} minutes, on questions in many more phrasings: "
+            f"composed ones taken apart into their parts, others handed on, by those whom it "
+            f"itself found most likely there. That teaches words, and not who is good at what."
+        )
     return "\n\n".join(parts)
 
 

@@ -54,8 +54,8 @@ _VERDICTS = (
 class ColdStart:
     """How a Conductor learns the form."""
 
-    updates: int = 200
-    batch: int = 8
+    updates: int = 100
+    batch: int = 16
     """Plans of an update."""
     composed: float = 0.5
     """Share of composed questions."""
@@ -141,7 +141,7 @@ def questions(
 def lessons(how: ColdStart, workers: int) -> Iterator[Lesson]:
     """Give questions as a Conductor gets them, with plans as it writes them, without end."""
     random = Random(how.seed)  # noqa: S311
-    tasks = questions(how.tasks, wording="varied", composed=how.composed, seed=how.seed)
+    tasks = questions(how.tasks, composed=how.composed, seed=how.seed)
     while True:
         task = random.choice(tasks)
         numbers = offered(random, workers, how.fewest)

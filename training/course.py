@@ -78,7 +78,7 @@ class Course:
         self.history = list(history)
         """Who was right in each update so far."""
         self._tasks = {
-            name: draw(name, tasks, split=Split.TRAIN, wording="varied", seed=seed, fewer=True)
+            name: draw(name, tasks, split=Split.TRAIN, seed=seed, fewer=True)
             for of in (FAMILIES, CHAINS)
             for name in of
             if not of[name].reserved

@@ -1,8 +1,9 @@
-"""Train a Conductor: a cold start on the form of plans, then GRPO on what they come to.
+"""Train a Conductor: a cold start on the form of plans, GRPO on what they come to, a last stage.
 
     conductor train conductor examples/recipes/conductor-laptop.toml
 
-TRL's GRPOTrainer does the training. It is given a dataset (the questions of
+The first is :mod:`training.cold_start`, the last, where a recipe has it, :mod:`training.finish`.
+Between them TRL's GRPOTrainer trains. It is given a dataset (the questions of
 :mod:`training.course`), a reward function (plans are carried out by :mod:`training.rollouts`) and
 settings: loss "grpo", advantages normalised by group, a KL term only where the recipe has one. The
 prompt is the one that serving writes.
@@ -52,6 +53,7 @@ from .cold_start import ColdStart
 from .cold_start import train as train_cold
 from .conductor_pictures import draw
 from .course import Course, Question, Team
+from .finish import Finish, finish
 from .learned import read_rows
 from .players import MODEL
 from .recipes import RecipeError, Table, Told, read
@@ -66,6 +68,8 @@ if TYPE_CHECKING:
 
     from runtime.decode import Grammars
 
+FINISHED = "finished"
+"""Folder of the last stage in the output; in it, ``before`` is what GRPO made."""
 METRICS, ROLLOUTS, ABOUT = "metrics.jsonl", "rollouts.jsonl", "conductor.json"
 _TELLING = (
     *("reward", "parse", "correct", "flat", "masked"),
@@ -85,9 +89,9 @@ class Begin(Table):
 
     adapter: Path | None = None
     """An adapter to begin with instead."""
-    updates: int = Field(default=200, ge=0)
+    updates: int = Field(default=100, ge=0)
     """0: none; the model is trained as it is, in all its weights."""
-    batch: int = Field(default=8, ge=1)
+    batch: int = Field(default=16, ge=1)
     rate: float = Field(default=2e-3, gt=0)
     rank: int = Field(default=8, ge=1)
 
@@ -133,6 +137,17 @@ class Learning(Table):
     """With 2 the Conductor is asked again in view of the first answer (recursion)."""
     discount: float = Field(default=DISCOUNT, ge=0, le=1)
     """What the second round counts for in the first one's reward."""
+
+
+class Finishing(Table):
+    """The last stage; see :mod:`training.finish`."""
+
+    updates: int = Field(default=0, ge=0)
+    """0: there is none."""
+    batch: int = Field(default=8, ge=1)
+    rate: float = Field(default=1e-3, gt=0)
+    composed: float = Field(default=0.7, ge=0, le=1)
+    """Share of composed questions."""
 
 
 class Running(Table):
@@ -196,6 +211,7 @@ class Recipe(Table):
     tasks: Tasks = Tasks()
     grpo: Learning = Learning()
     run: Running = Running()
+    finish: Finishing = Finishing()
     trl: Mapping[str, Any] = Field(default_factory=dict)
     """Further settings of trl.GRPOConfig: GPUs, vLLM, accelerate."""
 
@@ -205,6 +221,8 @@ class Recipe(Table):
             raise ValueError('constrained = true takes engine = "in-process"')
         if self.engine != "in-process" and self.grpo.rounds == 2:
             raise ValueError('grpo.rounds = 2 takes engine = "in-process"')
+        if self.finish.updates and not (self.begin.updates or self.begin.adapter):
+            raise ValueError("finish.updates takes an adapter, and begin makes none")
         return self
 
     def asked(self, question: str, offered: Sequence[int]) -> tuple[Message, ...]:
@@ -813,13 +831,14 @@ def outline(recipe: Recipe) -> list[str]:
         f"cold start: {recipe.begin.adapter or f'{recipe.begin.updates} updates'}",
         f"GRPO: {how.updates} updates of {how.questions} questions with {how.group} completions "
         f"each{rounds}, {how.updates * size:,} in all",
+        f"finish: {recipe.finish.updates} updates",
         "told to TRL: " + ", ".join(f"{name} = {value}" for name, value in sorted(told.items())),
     ]
 
 
 def forget(recipe: Recipe) -> None:
     """Forget a training that was stopped, its cold start included."""
-    for name in ("checkpoints", "cold"):
+    for name in ("checkpoints", "cold", FINISHED):
         shutil.rmtree(recipe.output / name, ignore_errors=True)
     for name in (METRICS, ROLLOUTS):
         (recipe.output / name).unlink(missing_ok=True)
@@ -1019,8 +1038,38 @@ def _learn(
         trainer.train(resume_from_checkpoint=str(kept) if kept else None)
     done = trainer.state.global_step
     last = _means(recent)
+    if done >= how.updates and recipe.finish.updates:
+        _finish(recipe, trainer.accelerator.unwrap_model(trainer.model), len(roster), progress)
     _write(recipe, trainer.accelerator.unwrap_model(trainer.model), tokenizer, roster, done, last)
     return Trained(recipe.output, done >= how.updates, done, last)
+
+
+def _finish(recipe: Recipe, model: Any, workers: int, progress: Callable[[Told], None]) -> None:
+    """Let the last stage follow, unless that was done."""
+    how, folder = recipe.finish, recipe.output / FINISHED
+    if (folder / "training.json").exists():
+        return
+    save_adapter(model, recipe.model, folder / "before")
+
+    def heard(line: str) -> None:
+        done, _, text = line.partition(" ")
+        progress(Told("finish", int(done.partition("/")[0]), how.updates, text))
+
+    progress(Told("finish", 0, how.updates))
+    finish(
+        folder / "before",
+        folder,
+        workers,
+        Finish(how.updates, how.batch, how.composed, recipe.tasks.fewest, recipe.seed),
+        SFTRecipe(
+            rate=how.rate,
+            seed=recipe.seed,
+            threads=recipe.threads,
+            precision=precision_of(recipe),
+        ),
+        model=recipe.model,
+        progress=heard,
+    )
 
 
 def _write(
@@ -1031,7 +1080,11 @@ def _write(
     updates: int,
     last: Mapping[str, float],
 ) -> None:
-    if hasattr(model, "peft_config"):
+    finished = recipe.output / FINISHED
+    if updates >= recipe.grpo.updates and recipe.finish.updates:
+        for each in ("adapter_config.json", "adapter_model.safetensors"):
+            shutil.copyfile(finished / each, recipe.output / each)
+    elif hasattr(model, "peft_config"):
         save_adapter(model, recipe.model, recipe.output)
     else:
         model.save_pretrained(recipe.output)

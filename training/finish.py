@@ -1,0 +1,142 @@
+"""The last stage of a Conductor's training: more words, and whom it has learned to name.
+
+GRPO learns whom to name, on few phrasings, since its updates are dear; and it takes half of the
+questions apart wrongly that come in new ones. That is mended by SFT on plans of its own: composed
+questions come in many phrasings (``varied``) with their parts in order, others are handed on, and
+the workers are those whom the Conductor itself finds most likely there. So nothing new is learned
+about who is good at what, and little of it forgotten.
+
+This is self-distillation with the form of the plan given (on born-again networks: Furlanello et
+al., ICML 2018, arXiv 1805.04770), and GRPO's record says nothing of it: it has a record of its own,
+``training.json``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import product
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from conductor.prompt import brief_messages, plan_text
+from grammar import Plan
+from runtime import prompt_ids
+
+from .cold_start import offered, questions
+from .sft import Lesson, SFTRecipe, adapt, adapted_model
+from .tasks import Task
+from .trie import scores_of
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """How a Conductor is finished."""
+
+    updates: int = 100
+    batch: int = 8
+    """Plans of an update."""
+    composed: float = 0.7
+    """Share of composed questions."""
+    fewest: int = 4
+    """Fewest workers that a question offers; more, up to all, are as likely."""
+    seed: int = 0
+
+
+_AT_ONCE = 4
+"""Questions whose plans are scored together."""
+
+
+def plans(task: Task, numbers: Sequence[int]) -> list[Plan]:
+    """The plans that a task may get: the form is that of the cold start, the workers are anybody.
+
+    Args:
+        task: A composed one is taken apart into its parts; another is handed on, as it is or in
+            full.
+        numbers: Who is there.
+    """
+    parts = [part.usual or part.subtask for part in task.parts]
+    forms = [parts] if parts else [["{query}"], [task.question]]
+    return [
+        Plan.of(subtasks, list(team), [[at - 1] if at else [] for at in range(len(subtasks))])
+        for subtasks in forms
+        for team in product(numbers, repeat=len(subtasks))
+    ]
+
+
+def own_plans(
+    model: Any, tokenizer: Any, asked: Sequence[tuple[Task, Sequence[int]]]
+) -> Iterator[Lesson]:
+    """Give tasks with those of their plans that a Conductor finds most likely.
+
+    Args:
+        model: The Conductor, a causal LM with its body in ``model.model``.
+        tokenizer: Its tokenizer.
+        asked: Tasks, and who is there.
+    """
+    import torch
+
+    for at in range(0, len(asked), _AT_ONCE):
+        some = asked[at : at + _AT_ONCE]
+        found = [(brief_messages(task.question, there), plans(task, there)) for task, there in some]
+        prompts, texts = [], []
+        for messages, those in found:
+            prompts += [prompt_ids(tokenizer, messages)] * len(those)
+            texts += [_up_to_workers(tokenizer, plan_text(plan)) for plan in those]
+        with torch.inference_mode():
+            scored = iter(scores_of(model, prompts, texts))
+        for messages, those in found:
+            likely = [float(next(scored)[0].sum()) for _ in those]
+            yield messages, plan_text(those[likely.index(max(likely))])
+
+
+def _up_to_workers(tokenizer: Any, text: str) -> list[int]:
+    """A plan's tokens up to its last worker: the others hardly differ in likelihood."""
+    ids: list[int] = tokenizer(text[: text.index("]\naccess")], add_special_tokens=False).input_ids
+    return ids
+
+
+def finish(
+    source: Path,
+    target: Path,
+    workers: int,
+    how: Finish = Finish(),
+    recipe: SFTRecipe = SFTRecipe(rank=8, rate=1e-3, threads=2),
+    *,
+    model: str,
+    progress: Callable[[str], None] = lambda line: None,
+) -> list[float]:
+    """Finish a Conductor.
+
+    Args:
+        source: The adapter after GRPO.
+        target: Where the finished one goes.
+        workers: How many the roster has.
+        how: On what.
+        recipe: How.
+        model: A packaged model or a folder.
+        progress: Gets a line now and then.
+
+    Returns:
+        The loss of each update, in nats.
+    """
+    random = Random(f"finish {how.seed}")  # noqa: S311
+    count = how.updates * how.batch
+    tasks = questions(count, wording="varied", composed=how.composed, seed=how.seed + 1)
+    asked = [(task, offered(random, workers, how.fewest)) for task in tasks]
+    plain, _, tokenizer = adapted_model(model, recipe, source)
+    lessons = []
+    for lesson in own_plans(plain, tokenizer, asked):
+        lessons.append(lesson)
+        if len(lessons) % 100 == 0:
+            progress(f"0/{how.updates} chose {len(lessons)} plans of {len(asked)}")
+    random.shuffle(lessons)
+
+    def batch(update: int) -> list[Lesson]:
+        return [lessons[(update * how.batch + at) % len(lessons)] for at in range(how.batch)]
+
+    about = {"finish": {"workers": workers, **asdict(how), "plans": len(lessons)}}
+    return adapt(
+        model, batch, how.updates, target, recipe, begin=source, about=about, progress=progress
+    )

@@ -95,7 +95,7 @@ def test_it_goes_on_with_the_adapter_and_repeats_with_the_seed(
         "plans": 24,
         "updates": 6,
         "batch": 4,
-        "composed": 0.7,
+        "composed": 0.45,
         "fewest": 4,
         "seed": 2,
     }

@@ -34,11 +34,11 @@ from .trie import scores_of
 class Finish:
     """How a Conductor is finished."""
 
-    updates: int = 100
+    updates: int = 70
     batch: int = 8
     """Plans of an update."""
-    composed: float = 0.7
-    """Share of composed questions."""
+    composed: float = 0.45
+    """Share of composed questions. With 0.7 simple ones in new phrasings were taken apart, too."""
     fewest: int = 4
     """Fewest workers that a question offers; more, up to all, are as likely."""
     seed: int = 0

@@ -146,7 +146,7 @@ class Finishing(Table):
     """0: there is none."""
     batch: int = Field(default=8, ge=1)
     rate: float = Field(default=1e-3, gt=0)
-    composed: float = Field(default=0.7, ge=0, le=1)
+    composed: float = Field(default=0.45, ge=0, le=1)
     """Share of composed questions."""
 
 

@@ -44,6 +44,8 @@ class Finish:
     seed: int = 0
 
 
+_FEWEST = 100
+"""Questions that are drawn at least: of fewer, some kinds would have none."""
 _AT_ONCE = 4
 """Questions whose plans are scored together."""
 
@@ -123,7 +125,8 @@ def finish(
     """
     random = Random(f"finish {how.seed}")  # noqa: S311
     count = how.updates * how.batch
-    tasks = questions(count, wording="varied", composed=how.composed, seed=how.seed + 1)
+    wanted = max(count, _FEWEST)
+    tasks = questions(wanted, wording="varied", composed=how.composed, seed=how.seed + 1)[:count]
     asked = [(task, offered(random, workers, how.fewest)) for task in tasks]
     plain, _, tokenizer = adapted_model(model, recipe, source)
     lessons = []

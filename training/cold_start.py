@@ -32,7 +32,7 @@ from .families import CHAINS, FAMILIES
 from .matrix import wilson
 from .players import MODEL
 from .sft import Lesson, SFTRecipe, adapt
-from .tasks import Split, Task, Wording, draw
+from .tasks import Split, Task, Wording, draw, in_a_row
 
 _APART = 0.9
 """Share of composed questions that are taken apart."""
@@ -97,9 +97,10 @@ def random_plan(task: Task, numbers: Sequence[int], random: Random) -> Plan:
     if task.parts and random.random() < _APART:
         # Always in the same words: completions of a question then differ less before they name
         # somebody, which is what is to be learned, and what they share is computed once.
-        subtasks = [part.usual or part.subtask for part in task.parts]
-        access = [[at - 1] if at else [] for at in range(len(subtasks))]
-    elif (drawn := random.random()) < _ALONE:
+        subtasks = task.usual_subtasks
+        return in_a_row(subtasks, [random.choice(numbers) for _ in subtasks])
+    access: list[list[int]]
+    if (drawn := random.random()) < _ALONE:
         # Said in full in every other plan: whom to name is then learned from the subtask, as it is
         # where a question is taken apart.
         subtasks, access = [random.choice(("{query}", task.question))], [[]]
@@ -268,9 +269,7 @@ def told(written: Sequence[Written]) -> dict[str, Any]:
         "numbers_copied": len(exact),
         "composed": sum(bool(each.task.parts) for each in written),
         "as_taught": sum(
-            [*each.plan.subtasks] == [part.usual for part in each.task.parts]
-            for each in apart
-            if each.plan
+            [*each.plan.subtasks] == each.task.usual_subtasks for each in apart if each.plan
         ),
     }
 

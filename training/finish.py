@@ -26,7 +26,7 @@ from runtime import prompt_ids
 
 from .cold_start import offered, questions
 from .sft import Lesson, SFTRecipe, adapt, adapted_model
-from .tasks import Task
+from .tasks import Task, in_a_row
 from .trie import scores_of
 
 
@@ -58,10 +58,9 @@ def plans(task: Task, numbers: Sequence[int]) -> list[Plan]:
             full.
         numbers: Who is there.
     """
-    parts = [part.usual or part.subtask for part in task.parts]
-    forms = [parts] if parts else [["{query}"], [task.question]]
+    forms = [task.usual_subtasks] if task.parts else [["{query}"], [task.question]]
     return [
-        Plan.of(subtasks, list(team), [[at - 1] if at else [] for at in range(len(subtasks))])
+        in_a_row(subtasks, team)
         for subtasks in forms
         for team in product(numbers, repeat=len(subtasks))
     ]

@@ -89,6 +89,11 @@ class Task:
         return [part.subtask for part in self.parts] or [self.question]
 
     @property
+    def usual_subtasks(self) -> list[str]:
+        """The subtasks of its parts in the words that all of their kind have; none without."""
+        return [part.usual or part.subtask for part in self.parts]
+
+    @property
     def step_families(self) -> list[str]:
         """Of which family each step of that plan is: who is good at that is good at the step."""
         if self.votes:
@@ -107,11 +112,20 @@ class Task:
         Raises:
             grammar.PlanError: If there are more or fewer workers than steps.
         """
-        subtasks = self.plan_subtasks
-        access = [[at - 1] if at else [] for at in range(len(subtasks))]
         if self.votes:
             access = [*[[] for _ in range(self.votes)], list(range(self.votes))]
-        return Plan.of(subtasks, list(workers), access)
+            return Plan.of(self.plan_subtasks, list(workers), access)
+        return in_a_row(self.plan_subtasks, workers)
+
+
+def in_a_row(subtasks: Sequence[str], workers: Sequence[str | int]) -> Plan:
+    """A plan whose steps each read the one before.
+
+    Raises:
+        grammar.PlanError: If there are more or fewer workers than subtasks.
+    """
+    access = [[at - 1] if at else [] for at in range(len(subtasks))]
+    return Plan.of(list(subtasks), list(workers), access)
 
 
 VOTED = "voted-"

@@ -166,6 +166,29 @@ def test_rewards_are_zero_half_or_masked_and_advantages_are_trls(whole: Path) ->
         assert row["flat"] >= row["flat_by_trl"]  # TRL does not count groups of one reward
 
 
+def test_a_cold_start_comes_first_and_has_its_own_share_of_composed_questions(
+    tiny: Path, tmp_path: Path
+) -> None:
+    begin = {"adapter": None, "updates": 2, "batch": 2, "rank": 2, "composed": 0.25}
+    told: list[Told] = []
+
+    grpo.train(
+        recipe(tiny, tmp_path, begin=begin, grpo={"updates": 1}),
+        pool=workers(),
+        progress=told.append,
+    )
+
+    stages = [(each.stage, each.done) for each in told]
+    assert stages == [("cold", 0), ("cold", 2), ("grpo", 0), ("grpo", 1)]
+    about = json.loads((tmp_path / "cold" / "training.json").read_text())["cold_start"]
+    assert {name: about[name] for name in ("workers", "updates", "batch", "composed")} == {
+        "workers": 3,
+        "updates": 2,
+        "batch": 2,
+        "composed": 0.25,
+    }
+
+
 def test_a_last_stage_follows_once_and_is_what_is_written(
     tiny: Path, whole: Path, tmp_path: Path
 ) -> None:

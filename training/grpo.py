@@ -94,13 +94,15 @@ class Begin(Table):
     batch: int = Field(default=16, ge=1)
     rate: float = Field(default=2e-3, gt=0)
     rank: int = Field(default=8, ge=1)
+    composed: float = Field(default=0.4, ge=0, le=1)
+    """Share of composed questions; of more than half, simple ones are taken apart as well."""
 
 
 class Tasks(Table):
     """What is asked, and of whom."""
 
     composed: float = Field(default=0.5, ge=0, le=1)
-    """Share of composed questions, in the cold start and after it."""
+    """Share of composed questions in GRPO."""
     fewest: int = Field(default=3, ge=1)
     """Fewest workers that a question offers; more, up to all, are as likely."""
     simple_first: int = Field(default=0, ge=0)
@@ -912,7 +914,7 @@ def _cold(recipe: Recipe, workers: int, folder: Path, progress: Callable[[Told],
     cold = ColdStart(
         updates=how.updates,
         batch=how.batch,
-        composed=recipe.tasks.composed,
+        composed=how.composed,
         fewest=recipe.tasks.fewest,
         seed=recipe.seed,
     )

@@ -147,7 +147,7 @@ def test_it_says_what_else_moved_it(folder: Path, tmp_path: Path) -> None:
     (line,) = [each for each in text.splitlines() if each.startswith("**Beside the reward**")]
     assert "KL term to the model that it began as, weight 0.3" in line
     assert "only layers from 15 on were trained" in line
-    assert "up to 0.25 more for a wrong one, by the share of the question's parts" in text
+    assert "0.25 more for a wrong one if a step was right about each earlier part" in text
     assert "less 0.001 for a token of the completion." in text
 
 

@@ -331,8 +331,7 @@ def _adjusted(run: Mapping[str, Any]) -> str:
     more = ""
     if run.get("parts"):
         more = (
-            f", and up to {run['parts']:g} more for a wrong one, by the share of the question's "
-            f"parts that steps were right about, the last one by what it was given"
+            f", {run['parts']:g} more for a wrong one if a step was right about each earlier part"
         )
     told = [
         f"{run[name]:g} for {what}"

@@ -30,7 +30,7 @@ from runtime import (
     Usage,
     WorkerError,
 )
-from training.graders import Exact, Number
+from training.graders import Exact
 from training.rewards import Reward, Weights
 from training.rollouts import Rollout, Rollouts, Settings, Summary
 from training.tasks import Part, Task
@@ -225,7 +225,7 @@ async def test_cost_and_length_are_parts_of_their_own(tmp_path: Path) -> None:
 
 
 async def test_a_step_that_is_right_about_a_part_counts_where_the_answer_is_wrong() -> None:
-    """Four is a part's answer, five the whole one's; only steps before the last can be that."""
+    """Four is a part's answer, five the whole one's; only steps before the last can be a part."""
     parts = (Part("sums", "Add 2 and 2.", "4"), Part("sums", "Add one to it.", "5"))
     chain = Task("c", "chain", "Add 2, 2 and 1.", Exact(("5",)), parts=parts)
     plans = [(RIGHT, WRONG), (RIGHT, RIGHT), (RIGHT, BROKEN), (WRONG, RIGHT), (RIGHT,)]
@@ -235,45 +235,9 @@ async def test_a_step_that_is_right_about_a_part_counts_where_the_answer_is_wron
     paid = await Rollouts(Team().pool, ROSTER, settings=Settings(weights=weights)).play(batch)
     unpaid = await Rollouts(Team().pool, ROSTER).play(batch)
 
-    assert [each.total for each in paid] == [1, 0.625, 0.625, 0.5, 0.5]
+    assert [each.total for each in paid] == [1, 0.75, 0.75, 0.5, 0.5]
     assert [each.total for each in unpaid] == [1, 0.5, 0.5, 0.5, 0.5]
-    assert [each.outcome.parts for each in unpaid] == [0.5, 0.5, 0.5, 0, 0]
-
-
-@pytest.mark.parametrize(
-    ("said", "total"),
-    [
-        (("42", "52"), 1),
-        (("42", "53"), 0.625),  # the first part
-        (("30 + 11 = 41", "The answer is 51."), 0.625),  # the second one, of what it was given
-        (("41", "52"), 1),  # right by chance
-        (("41", "50"), 0.5),
-        (("forty-two", "51"), 0.5),  # no number was given,
-        (("41.5", "51.5"), 0.5),  # nor is this one that any part could give
-        (("41",), 0.5),  # nothing was given to the last step
-    ],
-)
-async def test_the_last_part_is_judged_by_what_it_was_given(
-    said: tuple[str, ...], total: float
-) -> None:
-    parts = (Part("addition", "What is 30 + 12?", "42"), Part("addition", "Add 10 to it.", "52"))
-    chain = Task("c", "chain", "Add 30 and 12, then 10.", Number("52"), parts=parts)
-    pool = Pool([_saying(f"step-{at}", what) for at, what in enumerate(said)])
-    weights = Settings(weights=Weights(parts=0.25))
-    written = text(*range(len(said)))
-
-    (found,) = await Rollouts(pool, pool.names, settings=weights).play(
-        [(chain, range(len(said)), written)]
-    )
-
-    assert found.total == total
-
-
-def _saying(name: str, what: str) -> FunctionWorker:
-    async def say(messages: Sequence[Message]) -> str:
-        return what
-
-    return FunctionWorker(name, say)
+    assert [each.outcome.parts for each in unpaid] == [1, 1, 1, 0, 0]
 
 
 async def test_throughput_is_a_share_of_what_the_workers_alone_can_do() -> None:

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from grammar import PlanError
 from runtime import Message, step_messages
-from training.families import CHAINS, FAMILIES, Chain, right_after
-from training.graders import Exact, Maths, Mention, Number, Series, grade
+from training.families import CHAINS, FAMILIES, Chain
+from training.graders import Exact, Maths, Mention, Number, grade
 from training.tasks import (
     Split,
     TaskError,
@@ -194,23 +194,6 @@ def test_a_chain_falls_into_a_plan_of_parts_that_read_one_another(name: str) -> 
         assert [step.access for step in plan] == [(), *((at,) for at in range(count - 1))]
         assert [part.family for part in each.parts] == list(CHAINS[name].parts)
         assert each.parts[-1].answer == each.answer
-
-
-def test_what_is_right_after_another_number_follows_from_that_number() -> None:
-    assert right_after("addition", "109", "87", "80") == Number("102")
-    assert right_after("mirror", "7 8", "87", "804") == Series(("4", "0", "8"))
-    assert right_after("ordering", "5 40 87", "87", "8") == Series(("5", "8", "40"))
-    assert right_after("mirror", "7 8", "87", "88") is None  # to repeat it would do
-    assert right_after("sentences", "Ann saw a dog.", "Ann", "7") is None
-
-
-@pytest.mark.parametrize("name", list(CHAINS))
-def test_what_is_right_after_the_right_number_is_the_right_answer(name: str) -> None:
-    for each in draw(name, 20, wording="all"):
-        before, last = each.parts[-2:]
-        found = right_after(last.family, last.answer, before.answer, before.answer)
-
-        assert found == (None if last.family == "sentences" else each.grader)
 
 
 def test_a_vote_is_several_attempts_at_the_question_and_one_step_that_reads_them_all() -> None:

@@ -622,31 +622,6 @@ def _backward(number: str) -> Item:
     return Item(number, {}, " ".join(back), Series(tuple(back)))
 
 
-def right_after(family: str, answer: str, before: str, given: str) -> Grader | None:
-    """What is right for a part of a chain that was given another number than the right one.
-
-    Args:
-        family: Of the part.
-        answer: What is right if it is given the right number.
-        before: The right number.
-        given: The other one, in digits.
-
-    Returns:
-        None where that can't be told: of families without such a rule, and of a number that is its
-        own mirror image, since who repeats it would be right.
-    """
-    match family:
-        case "addition":
-            return Number(str(int(answer) - int(before) + int(given)))
-        case "mirror" if given != given[::-1]:
-            return Series(tuple(given[::-1]))
-        case "ordering":
-            others = answer.split()
-            others.remove(before)
-            return Series(tuple(sorted([*others, given], key=int)))
-    return None
-
-
 def _largest_then_addition(random: Random) -> tuple[Item, ...]:
     first = _largest(random, 3)  # a fourth number misleads whoever adds
     return first, _plus(first.answer, random.randint(10, 99))

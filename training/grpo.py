@@ -162,8 +162,8 @@ class Running(Table):
     tokens: int | None = Field(default=None, ge=1)
     """Most tokens of a plan."""
     parts: float = Field(default=0.0, ge=0, le=0.5)
-    """Added to the reward of a wrong answer to a composed question: the share of it that its parts
-    were answered, the last one by what it was given. With two parts each is worth half."""
+    """Added to the reward of a wrong answer if a step before the last was right about each part of
+    a composed question that comes before its last."""
     cost: float = Field(default=0.0, ge=0)
     """Taken off the reward for a tenth of a cent."""
     length: float = Field(default=0.0, ge=0)

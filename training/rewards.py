@@ -35,8 +35,7 @@ class Outcome:
     tokens: int = 0
     """Of the completion."""
     parts: float = 0.0
-    """Share of a composed question's parts that a step was right about; the last one by what it was
-    given."""
+    """Share of the question's parts before the last that a step before the last was right about."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +47,8 @@ class Weights:
     length: float = 0.0
     """Taken off for each token of the completion."""
     parts: float = 0.0
-    """Given where the answer is wrong for the parts of the question that were answered, up to 0.5
-    if all were. The paper has no such term."""
+    """Given where the answer is wrong, but all parts before the last were answered; up to 0.5. The
+    paper has no such term."""
 
     def __post_init__(self) -> None:
         for name in ("cost", "length"):

@@ -37,8 +37,7 @@ from runtime import (
     given,
 )
 
-from .families import right_after
-from .graders import Exact, Number, answer_of, grade
+from .graders import Exact, grade
 from .rewards import Outcome, Reward, Weights, kept, reward_of
 from .tasks import Task
 from .trials import OWN_FAULT
@@ -312,9 +311,9 @@ class Rollouts:
                 score = await anyio.to_thread.run_sync(
                     grade, rollout.task.grader, answer, rollout.task.question
                 )
-                return _Carried(run, score, retried, _answered(rollout, run))
+                return _Carried(run, score, retried, _answered(rollout.task, run))
             if failure is not None and failure.kind in OWN_FAULT:
-                return _Carried(run, 0.0, retried, _answered(rollout, run))
+                return _Carried(run, 0.0, retried, _answered(rollout.task, run))
             wait = (failure.retry_after_s if failure is not None else None) or 0.0
             passing = failure is not None and failure.kind.transient
             if not passing or retried >= self._settings.retries or wait > self._settings.patience_s:
@@ -377,36 +376,15 @@ class Rollouts:
         return total
 
 
-def _answered(rollout: Rollout, run: Run) -> float:
-    """Share of a task's parts that a step of the run was right about.
-
-    The last part is the last step's, and it is judged by what it was given: whom to ask for it is
-    then learned also where the step before it was wrong.
-    """
-    parts, steps = rollout.task.parts, run.rounds[-1].steps
-    if not parts:
-        return 0.0
-    said = [step.text for step in steps[:-1] if step.state is StepState.DONE]
+def _answered(task: Task, run: Run) -> float:
+    """Share of a task's parts before the last that a step before the last was right about."""
+    earlier = task.parts[:-1]
+    said = [step.text for step in run.rounds[-1].steps[:-1] if step.state is StepState.DONE]
     right = [
         any(grade(Exact((part.answer,)), text, part.subtask) == 1 for text in said)
-        for part in parts[:-1]
+        for part in earlier
     ]
-    return (sum(right) + _right_about_what_it_was_given(rollout, run)) / len(parts)
-
-
-def _right_about_what_it_was_given(rollout: Rollout, run: Run) -> bool:
-    """Whether the last step was right about a task's last part, by the number that it read last."""
-    plan, steps = rollout.plan, run.rounds[-1].steps
-    assert plan is not None
-    read = plan.final.access
-    if not read or steps[-1].state is not StepState.DONE:
-        return False
-    given = answer_of(Number(""), steps[max(read)].text)
-    if not isinstance(given, Decimal) or given != abs(int(given)):
-        return False
-    before, last = rollout.task.parts[-2:]
-    grader = right_after(last.family, last.answer, before.answer, str(int(given)))
-    return grader is not None and grade(grader, steps[-1].text, last.subtask) == 1
+    return sum(right) / len(right) if right else 0.0
 
 
 def _asked_for(run: Run) -> Iterable[StepResult]:

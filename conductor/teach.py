@@ -509,7 +509,7 @@ def train_conductor(
     ] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train a Conductor by a recipe: a cold start on the form of plans, GRPO, and a last stage.
+    """Train a Conductor by a recipe: a cold start on the form of plans, GRPO, maybe a last stage.
 
     What is given here wins over the recipe. Ctrl-C and SIGTERM stop after the update under way and
     save it.
@@ -671,7 +671,7 @@ def _stages(console: Console) -> Iterator[Callable[[Any], None]]:
         "es": "evolution",
         "cold": "cold start",
         "grpo": "GRPO",
-        "finish": "finish",
+        "finish": "last stage",
     }
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
     live = Progress(

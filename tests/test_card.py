@@ -133,6 +133,18 @@ def test_it_says_how_it_was_trained(folder: Path) -> None:
     assert "2,560 completions in all" in text
 
 
+def test_it_says_whether_a_last_stage_followed(folder: Path, tmp_path: Path) -> None:
+    assert "At last" not in written(folder)
+    target = changed(folder, tmp_path)
+    (target / "finished").mkdir()
+    record = {"seconds": 480, "finish": {"updates": 100, "batch": 8}}
+    (target / "finished" / "training.json").write_text(json.dumps(record), encoding="utf-8")
+
+    text = written(target)
+
+    assert "**At last**: 100 updates of SFT, 8 plans each, 8 minutes, on questions in many" in text
+
+
 def test_it_says_what_else_moved_it(folder: Path, tmp_path: Path) -> None:
     assert "Beside the reward" not in written(folder)
     recipe = json.loads((folder / "conductor.json").read_text(encoding="utf-8"))["recipe"]

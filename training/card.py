@@ -310,8 +310,9 @@ def _trained(of: _Folder) -> str:
         parts.append(
             f"**At last**: {how['updates']} updates of SFT, {how['batch']} plans each, "
             f"{of.finished['seconds'] / 60:.0f} minutes, on questions in many more phrasings: "
-            f"composed ones taken apart into their parts, others handed on, by those whom it "
-            f"itself found most likely there. That teaches words, and not who is good at what."
+            f"composed ones taken apart into their parts, others handed on. The workers were those "
+            f"whom it named itself when a part, or the question in words that it knew, was all "
+            f"that it was asked. So that teaches words and teams, and not who is good at what."
         )
     return "\n\n".join(parts)
 

@@ -19,7 +19,7 @@ from random import Random
 
 from .cold_start import offered
 from .families import CHAINS, FAMILIES
-from .tasks import Split, Task, draw
+from .tasks import Split, Task, Wording, draw
 
 LAG = 3
 """The questions of an update depend on what happened so many updates before it, and earlier: data
@@ -58,6 +58,7 @@ class Course:
         tasks: How many different tasks a family has; small ones have fewer.
         simple_first: Updates in which no composed tasks come, and all others equally often.
         seed: Chooses them.
+        wording: In which phrasings they come.
         history: Who was right in the updates before, if it goes on.
     """
 
@@ -71,6 +72,7 @@ class Course:
         tasks: int = 400,
         simple_first: int = 0,
         seed: int = 0,
+        wording: Wording = "trained",
         history: Sequence[Teams] = (),
     ) -> None:
         self._workers, self._questions, self._fewest = workers, questions, fewest
@@ -78,7 +80,7 @@ class Course:
         self.history = list(history)
         """Who was right in each update so far."""
         self._tasks = {
-            name: draw(name, tasks, split=Split.TRAIN, seed=seed, fewer=True)
+            name: draw(name, tasks, split=Split.TRAIN, wording=wording, seed=seed, fewer=True)
             for of in (FAMILIES, CHAINS)
             for name in of
             if not of[name].reserved

@@ -52,6 +52,8 @@ class Family:
     """The family whose splits it shares, since its items are the same; its own if empty."""
     shares: tuple[int, int, int] = (60, 15, 25)
     """Percent of its items for training, validation and test."""
+    varied: tuple[str, ...] = ()
+    """More phrasings to train on, for who learns whom to ask: by what is asked, not by how."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +81,180 @@ class Chain:
     varied: tuple[str, ...] = ()
     """More phrasings to train on, for who learns to take the question apart. They are put together
     of forms and names of what goes into them, so that no form stands for one kind of question."""
+
+
+# --- words ----------------------------------------------------------------------------------------
+
+_SUMS = (
+    "{a} + {b}",
+    "{a} plus {b}",
+    "the sum of {a} and {b}",
+    "the result of {a} + {b}",
+    "what {a} and {b} add up to",
+    "the number that {a} and {b} add up to",
+)
+_MOST_SAID = (
+    "the most frequent of {one}, {two} and {three}",
+    "the most frequent reply in {one}; {two}; {three}",
+    "what most of them answer ({one}; {two}; {three})",
+    "the answer given most often ({one}, {two}, {three})",
+    "the answer that most give, of {one}, {two} and {three}",
+    "whichever of {one}, {two} and {three} is said most often",
+)
+_FINDS = ("Find {it}.", "Work out {it}.", "Give {it}.", "Look for {it}.", "Say {it}.", "Name {it}.")
+_ASKS = ("What is {it}?", "How much is {it}?", "I want to know {it}.", "{it}: how much is that?")
+_ADDS = (
+    "Add {b} to {a}.",
+    "Add up {a} and {b}.",
+    "Sum up {a} and {b}.",
+    "Take {a} and add {b}.",
+    "Take {a} and {b} and add them.",
+    "Put {a} and {b} together: how much is it?",
+    "{a} and {b}: add them.",
+    "{a} and then {b} more: how much is that?",
+    "{a} plus {b} is how much?",
+    "How much are {a} and {b}?",
+    "How much are {a} and {b} when you add them?",
+    "How much do {a} and {b} come to?",
+    "How much do you have with {a} and {b} more?",
+    "If you add {a} and {b}, how much is it?",
+    "If {b} is added to {a}, how much is it?",
+    "Say how much {a} and {b} are.",
+    "Tell me the sum of {a} and {b}.",
+    "Tell me what {a} plus {b} is.",
+    "What are {a} and {b}, added?",
+    "What do {a} and {b} add up to?",
+    "What do {a} and {b} come to?",
+    "What do you get if you add {a} to {b}?",
+    "What do I get from {a} and {b}?",
+    "What comes out if {a} is added to {b}?",
+)
+_SORTS = (
+    "Sort {list}.",
+    "Sort the numbers {list}.",
+    "Sort {list}, the smallest first.",
+    "Put {list} in ascending order.",
+    "Put the numbers {list} in order.",
+    "Put {list} in order, the smallest first.",
+    "Order {list} from small to large.",
+    "Arrange {list}, from small to large.",
+    "Arrange the numbers {list} in ascending order.",
+    "Line up {list}, the smallest first.",
+    "Give {list} in ascending order.",
+    "What is the order of {list}, the smallest first?",
+    "What is the ascending order of {list}?",
+    "{list}: sort them.",
+    "{list}: put them in order, from small to large.",
+    "Here are three numbers: {list}. Sort them.",
+    "Bring {list} into ascending order.",
+    "Bring the numbers {list} into order, the smallest first.",
+    "From small to large: {list}",
+    "Give me {list}, sorted.",
+    "How do {list} go in ascending order?",
+    "In which order come {list}, from small to large?",
+    "Line the numbers {list} up, from small to large.",
+    "Set {list} in order.",
+    "Start with the smallest: {list}",
+    "These have to be sorted: {list}",
+    "What are {list} in ascending order?",
+    "Write down {list}, the smallest first.",
+)
+_BACK = (
+    "Write {word} backward.",
+    "Write the letters {word} backward.",
+    "Give {word} backward.",
+    "Give the letters of {word} in reverse.",
+    "What is {word}, written backward?",
+    "What is {word} in reverse?",
+    "Reverse {word}.",
+    "Reverse the word {word}.",
+    "Reverse the order of the letters {word}.",
+    "Spell {word} in reverse.",
+    "Spell {word} from the last letter to the first.",
+    "What does {word} look like in reverse?",
+    "What do you get if you write {word} backward?",
+    "{word}: write it backward.",
+    "{word}: reverse it.",
+    "Read {word} backward.",
+    "Backward, please: {word}",
+    "Begin with the last letter: {word}",
+    "Change the order of {word}: the last letter comes first.",
+    "From the last letter to the first: {word}",
+    "How is {word} written backward?",
+    "Put the letters {word} in reverse.",
+    "Say {word} from its end.",
+    "Say the letters {word} in the opposite order.",
+    "These letters in reverse: {word}",
+    "Turn the letters {word} around.",
+    "Turn {word} around.",
+    "What are the letters {word} in reverse?",
+)
+_WHO = (
+    "{one}; {two}. Who is {wanted}?",
+    "{one}, {two}. Who is the {wanted} one?",
+    "{one}. {two}. Which one is {wanted}?",
+    "{one}. {two}. Name the {wanted}.",
+    "{one}. {two}. Find the {wanted} one.",
+    "Who is the {wanted} if {one} and {two}?",
+    "Which one is {wanted} if {one} and {two}?",
+    "Find out who is {wanted}: {one}; {two}.",
+    "Say who is {wanted}. {one}. {two}.",
+    "If {one}, and {two}, which of them is {wanted}?",
+    "Since {one} and {two}, who is {wanted}?",
+    "{one} and {two}. Say who is {wanted}.",
+    "Which of them is {wanted}? {one}. {two}.",
+    "Who is {wanted}? {one}. {two}.",
+)
+_WHAT_OF = (
+    "Give the {what} of {name}.",
+    "Find the {what} of {name}.",
+    "Say what the {what} of {name} is.",
+    "Do you know the {what} of {name}?",
+    "What {what} does {name} have?",
+    "Which is the {what} of {name}?",
+    "The {what} of {name} is which?",
+    "{name} has which {what}?",
+    "About {name}: which {what} has it?",
+    "Can you name the {what} of {name}?",
+    "Here is a country: {name}. Name its {what}.",
+    "Of {name}, say the {what}.",
+    "Take {name}: what is the {what}?",
+    "The country is {name}. What is its {what}?",
+    "Think of {name} and give its {what}.",
+    "What do you know as the {what} of {name}?",
+    "{name}: name the {what}.",
+    "What is the {what} that {name} has?",
+    "I want to know the {what} of {name}.",
+    "Look up the {what} of {name}.",
+)
+_TELLS = (
+    "Write a line with the words {one} and {two}.",
+    "Write something about a {one} and a {two}.",
+    "Write a short text about a {one} and a {two}.",
+    "Write a sentence about a {one} and a {two}.",
+    "Make a sentence of the words {one} and {two}.",
+    "Make up a sentence with {one} and {two}.",
+    "Make up something about a {one} and a {two}.",
+    "Tell a story of a {one} and a {two}.",
+    "Tell me a short story with a {one} and a {two}.",
+    "Put {one} and {two} into a sentence.",
+    "Think of a sentence with {one} and {two}.",
+    "Use {one} and {two} in a short story.",
+    "Invent a story about a {one} and a {two}.",
+    "A {one} and a {two}: make up a story.",
+    "A sentence, please, with {one} and {two}.",
+    "Do you know a story of a {one} and a {two}?",
+    "Here are two words: {one}, {two}. Make a sentence of them.",
+    "Let a {one} and a {two} come into a sentence.",
+    "Tell me of a {one} and a {two}.",
+    "The words are {one} and {two}. Use both.",
+    "What can you tell of a {one} and a {two}?",
+    "Write a few words on a {one} and a {two}.",
+)
+
+
+def _each_of(forms: Sequence[str], its: Sequence[str]) -> tuple[str, ...]:
+    return tuple(form.replace("{it}", it) for form in forms for it in its)
 
 
 # --- numbers --------------------------------------------------------------------------------------
@@ -436,6 +612,7 @@ FAMILIES: Mapping[str, Family] = {
                 "Please calculate {a} plus {b}.",
                 "{a} and {b} added up give what?",
             ),
+            varied=(*_ADDS, *_each_of(_FINDS[:3], _SUMS), *_each_of(_ASKS, _SUMS[:4])),
         ),
         Family(
             "stories",
@@ -478,6 +655,7 @@ FAMILIES: Mapping[str, Family] = {
                 "Rearrange {list} from the smallest to the largest.",
                 "Rank these numbers, lowest first: {list}",
             ),
+            varied=_SORTS,
         ),
         Family(
             "largest",
@@ -504,6 +682,7 @@ FAMILIES: Mapping[str, Family] = {
                 "Give me the letters {word} back to front.",
                 "Flip this sequence of letters: {word}",
             ),
+            varied=_BACK,
         ),
         Family(
             "mirror",
@@ -530,6 +709,7 @@ FAMILIES: Mapping[str, Family] = {
                 "{one}. Also, {two}. Tell me the name of the {wanted} person.",
                 "Knowing that {one} and that {two}, name whoever is {wanted}.",
             ),
+            varied=_WHO,
         ),
         Family(
             "geography",
@@ -546,6 +726,7 @@ FAMILIES: Mapping[str, Family] = {
                 "For {name}, state the {what}.",
             ),
             shares=FEW,
+            varied=_WHAT_OF,
         ),
         Family(
             "languages",
@@ -584,6 +765,7 @@ FAMILIES: Mapping[str, Family] = {
                 "Votes came in for {one}, {two} and {three}. Which got the most?",
                 "Out of {one}; {two}; {three}, what was said by most?",
             ),
+            varied=_each_of((*_FINDS, *_ASKS[::2]), _MOST_SAID),
         ),
         Family(
             "sentences",
@@ -602,6 +784,7 @@ FAMILIES: Mapping[str, Family] = {
                 "Compose a sentence that mentions a {one} and a {two}.",
                 "I would like to read something with both {one} and {two} in it.",
             ),
+            varied=_TELLS,
         ),
     )
 }
@@ -703,14 +886,6 @@ _TURN_IT_ROUND = (
     "Write that number in reverse.",
 )
 
-_SUMS = (
-    "{a} + {b}",
-    "{a} plus {b}",
-    "the sum of {a} and {b}",
-    "the result of {a} + {b}",
-    "what {a} and {b} add up to",
-    "the number that {a} and {b} add up to",
-)
 _LARGEST_ONES = (
     "the largest of {list}",
     "the biggest of {list}",
@@ -720,14 +895,6 @@ _LARGEST_ONES = (
     "whichever of {list} is the largest",
     "the biggest one of the numbers {list}",
     "the one of {list} that is larger than the others",
-)
-_MOST_SAID = (
-    "the most frequent of {one}, {two} and {three}",
-    "the most frequent reply in {one}; {two}; {three}",
-    "what most of them answer ({one}; {two}; {three})",
-    "the answer given most often ({one}, {two}, {three})",
-    "the answer that most give, of {one}, {two} and {three}",
-    "whichever of {one}, {two} and {three} is said most often",
 )
 """How a question names what its first part finds."""
 _ADD_TO = (
@@ -768,10 +935,6 @@ _IN_ORDER = (
     "Work out {it} and put it in ascending order with {list}.",
 )
 """What it asks for then."""
-
-
-def _each_of(forms: Sequence[str], its: Sequence[str]) -> tuple[str, ...]:
-    return tuple(form.replace("{it}", it) for form in forms for it in its)
 
 
 CHAINS: Mapping[str, Chain] = {

@@ -1,10 +1,11 @@
-"""The last stage of a Conductor's training: more words, and whom it has learned to name.
+"""The last stage of a Conductor's training: more words, and teams of those that it would name.
 
-GRPO learns whom to name, on few phrasings, since its updates are dear; and it takes half of the
-questions apart wrongly that come in new ones. That is mended by SFT on plans of its own: composed
-questions come in many phrasings (``varied``) with their parts in order, others are handed on, and
-the workers are those whom the Conductor itself finds most likely there. So nothing new is learned
-about who is good at what, and little of it forgotten.
+GRPO learns whom to name best where one player answers a question, and on few phrasings, since its
+updates are dear. SFT on plans of the Conductor's own makes more of that. Questions come in many
+phrasings (``varied``). A composed one is taken apart into its parts, each done by whom the
+Conductor would name if the part were the question; another is handed on to whom it would name if
+the question came in words that it knows. So nothing new is learned about who is good at what: skill
+at one step is put together to skill at several.
 
 This is self-distillation with the form of the plan given (on born-again networks: Furlanello et
 al., ICML 2018, arXiv 1805.04770), and GRPO's record says nothing of it: it has a record of its own,
@@ -15,7 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from itertools import product
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -38,7 +38,7 @@ class Finish:
     batch: int = 8
     """Plans of an update."""
     composed: float = 0.45
-    """Share of composed questions. With 0.7 simple ones in new phrasings were taken apart, too."""
+    """Share of composed questions. With more, simple ones in new phrasings are taken apart, too."""
     fewest: int = 4
     """Fewest workers that a question offers; more, up to all, are as likely."""
     seed: int = 0
@@ -46,50 +46,65 @@ class Finish:
 
 _FEWEST = 100
 """Questions that are drawn at least: of fewer, some kinds would have none."""
-_AT_ONCE = 4
-"""Questions whose plans are scored together."""
+_AT_ONCE = 8
+"""Questions and parts whose plans are scored together."""
 
 
-def plans(task: Task, numbers: Sequence[int]) -> list[Plan]:
-    """The plans that a task may get: the form is that of the cold start, the workers are anybody.
+def plans(question: str, numbers: Sequence[int]) -> list[Plan]:
+    """The plans that hand a question on: as it is or in full, to anybody.
 
     Args:
-        task: A composed one is taken apart into its parts; another is handed on, as it is or in
-            full.
+        question: The question, or what a part of one asks for.
         numbers: Who is there.
     """
-    forms = [task.usual_subtasks] if task.parts else [["{query}"], [task.question]]
     return [
-        in_a_row(subtasks, team)
-        for subtasks in forms
-        for team in product(numbers, repeat=len(subtasks))
+        in_a_row([subtask], [number]) for subtask in ("{query}", question) for number in numbers
     ]
 
 
 def own_plans(
     model: Any, tokenizer: Any, asked: Sequence[tuple[Task, Sequence[int]]]
 ) -> Iterator[Lesson]:
-    """Give tasks with those of their plans that a Conductor finds most likely.
+    """Give tasks with plans whose workers are those that a Conductor itself would name.
+
+    It is asked in the words that it knows (``usual_subtasks``): a composed task is taken apart into
+    its parts, each done by whom it finds most likely where the part is the question; another is
+    handed on to whom it finds most likely.
 
     Args:
         model: The Conductor, a causal LM with its body in ``model.model``.
         tokenizer: Its tokenizer.
         asked: Tasks, and who is there.
     """
+    parts = [(part, there) for task, there in asked for part in task.usual_subtasks]
+    likely = _likeliest(model, tokenizer, parts)
+    for task, there in asked:
+        found = [next(likely) for _ in task.usual_subtasks]
+        subtasks = task.usual_subtasks
+        if not task.parts:
+            as_it_is = found[0].subtasks == ("{query}",)
+            subtasks = ["{query}" if as_it_is else task.question]
+        plan = in_a_row(subtasks, [each.final.worker for each in found])
+        yield brief_messages(task.question, there), plan_text(plan)
+
+
+def _likeliest(
+    model: Any, tokenizer: Any, asked: Sequence[tuple[str, Sequence[int]]]
+) -> Iterator[Plan]:
+    """Of the plans that hand a question on those that the Conductor finds most likely."""
     import torch
 
     for at in range(0, len(asked), _AT_ONCE):
-        some = asked[at : at + _AT_ONCE]
-        found = [(brief_messages(task.question, there), plans(task, there)) for task, there in some]
+        found = [plans(question, there) for question, there in asked[at : at + _AT_ONCE]]
         prompts, texts = [], []
-        for messages, those in found:
-            prompts += [prompt_ids(tokenizer, messages)] * len(those)
+        for (question, there), those in zip(asked[at:], found, strict=False):
+            prompts += [prompt_ids(tokenizer, brief_messages(question, there))] * len(those)
             texts += [_up_to_workers(tokenizer, plan_text(plan)) for plan in those]
         with torch.inference_mode():
             scored = iter(scores_of(model, prompts, texts))
-        for messages, those in found:
+        for those in found:
             likely = [float(next(scored)[0].sum()) for _ in those]
-            yield messages, plan_text(those[likely.index(max(likely))])
+            yield those[likely.index(max(likely))]
 
 
 def _up_to_workers(tokenizer: Any, text: str) -> list[int]:

@@ -110,6 +110,8 @@ class Tasks(Table):
     apart afterwards is in docs/training.md."""
     each: int = Field(default=400, ge=1)
     """Different tasks of a family."""
+    wording: Literal["trained", "varied"] = "trained"
+    """Phrasings of the questions in GRPO: few of each family, or many more."""
 
 
 class Learning(Table):
@@ -833,7 +835,7 @@ def outline(recipe: Recipe) -> list[str]:
         f"cold start: {recipe.begin.adapter or f'{recipe.begin.updates} updates'}",
         f"GRPO: {how.updates} updates of {how.questions} questions with {how.group} completions "
         f"each{rounds}, {how.updates * size:,} in all",
-        f"finish: {recipe.finish.updates} updates",
+        *[f"last stage: {recipe.finish.updates} updates"] * bool(recipe.finish.updates),
         "told to TRL: " + ", ".join(f"{name} = {value}" for name, value in sorted(told.items())),
     ]
 
@@ -964,6 +966,7 @@ def _learn(
         fewest=recipe.tasks.fewest if recipe.prompt == "brief" else len(roster),
         tasks=recipe.tasks.each,
         simple_first=recipe.tasks.simple_first,
+        wording=recipe.tasks.wording,
         seed=recipe.seed,
         history=history,
     )

@@ -11,14 +11,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from hashlib import sha256
 from pathlib import Path
 from random import Random
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from grammar import Plan
 
@@ -80,6 +80,9 @@ class Task:
     """How a composed task falls apart, in order; empty for others."""
     votes: int = 0
     """How many attempts its plan makes before a last step counts them; 0 for a task tried once."""
+    usual: Annotated[str, Field(exclude=True)] = field(default="", compare=False)
+    """The question in the first of its family's phrasings, empty where none is known. Files don't
+    have it."""
 
     @property
     def plan_subtasks(self) -> list[str]:
@@ -90,8 +93,9 @@ class Task:
 
     @property
     def usual_subtasks(self) -> list[str]:
-        """The subtasks of its parts in the words that all of their kind have; none without."""
-        return [part.usual or part.subtask for part in self.parts]
+        """What its parts ask for, or it, in the words that all of their kind have."""
+        parts = [part.usual or part.subtask for part in self.parts]
+        return parts or [self.usual or self.question]
 
     @property
     def step_families(self) -> list[str]:
@@ -244,6 +248,7 @@ def _ask(family: Family, wording: Wording, random: Random) -> Task:
         split=_item_split(family, item),
         held_out_wording=held_out,
         reserved=family.reserved,
+        usual=family.phrasings[0].format(**item.fields),
     )
 
 
@@ -291,7 +296,7 @@ def _phrasing(source: Family | Chain, wording: Wording, random: Random) -> tuple
         raise TaskError(f"{source.name} has no sealed phrasings; ask for the held-out ones")
     chosen = {
         "trained": source.phrasings,
-        "varied": (*source.phrasings, *(source.varied if isinstance(source, Chain) else ())),
+        "varied": (*source.phrasings, *source.varied),
         "held-out": source.held_out,
         "all": (*source.phrasings, *source.held_out),
         "sealed": source.sealed,

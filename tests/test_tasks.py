@@ -163,8 +163,10 @@ def test_held_out_phrasings_are_never_trained_on(name: str) -> None:
 
 def test_a_question_is_known_in_the_usual_words_of_its_family(tmp_path: Path) -> None:
     for each in draw("addition", 40, wording="varied"):
-        a, b = re.findall(r"\d+", each.question)
-        assert each.usual_subtasks == [each.usual] == [f"What is {a} + {b}?"]
+        assert each.usual_subtasks == [each.usual]
+        usual = re.fullmatch(r"What is (\d+) \+ (\d+)\?", each.usual)
+        assert usual is not None
+        assert sorted(usual.groups()) == sorted(re.findall(r"\d+", each.question))
     tasks = draw("addition", 3)
     write_jsonl(tasks, tmp_path / "tasks.jsonl")
     assert "usual" not in (tmp_path / "tasks.jsonl").read_text(encoding="utf-8")

@@ -38,7 +38,7 @@ class Finish:
     batch: int = 8
     """Plans of an update."""
     composed: float = 0.45
-    """Share of composed questions. With more, simple ones in new phrasings are taken apart, too."""
+    """Share of composed questions. With 0.7 simple ones in new phrasings were taken apart, too."""
     fewest: int = 4
     """Fewest workers that a question offers; more, up to all, are as likely."""
     seed: int = 0
@@ -79,8 +79,8 @@ def own_plans(
     parts = [(part, there) for task, there in asked for part in task.usual_subtasks]
     likely = _likeliest(model, tokenizer, parts)
     for task, there in asked:
-        found = [next(likely) for _ in task.usual_subtasks]
         subtasks = task.usual_subtasks
+        found = [next(likely) for _ in subtasks]
         if not task.parts:
             as_it_is = found[0].subtasks == ("{query}",)
             subtasks = ["{query}" if as_it_is else task.question]
@@ -95,9 +95,10 @@ def _likeliest(
     import torch
 
     for at in range(0, len(asked), _AT_ONCE):
-        found = [plans(question, there) for question, there in asked[at : at + _AT_ONCE]]
+        some = asked[at : at + _AT_ONCE]
+        found = [plans(question, there) for question, there in some]
         prompts, texts = [], []
-        for (question, there), those in zip(asked[at:], found, strict=False):
+        for (question, there), those in zip(some, found, strict=True):
             prompts += [prompt_ids(tokenizer, brief_messages(question, there))] * len(those)
             texts += [_up_to_workers(tokenizer, plan_text(plan)) for plan in those]
         with torch.inference_mode():

@@ -27,6 +27,16 @@ def test_an_update_is_the_same_whenever_it_is_asked_for() -> None:
     assert one.update(0) != course(seed=4).update(0)
 
 
+def test_questions_may_come_in_many_words() -> None:
+    def asked(**more: object) -> set[str]:
+        questions = course(questions=60, **more).update(0)
+        return {each.task.question for each in questions if each.task.family == "ordering"}
+
+    usual = ("Sort these numbers:", "Put in ascending order:", "Order the numbers", "Arrange")
+    assert all(question.startswith(usual) for question in asked())
+    assert not all(question.startswith(usual) for question in asked(wording="varied"))
+
+
 def test_who_is_there_is_drawn_from_the_roster() -> None:
     questions = [each for number in range(LAG) for each in course(questions=40).update(number)]
 

@@ -16,7 +16,7 @@ from grammar import Plan, parse
 from runtime import prompt_ids
 from training.cold_start import ColdStart, questions
 from training.cold_start import train as train_cold
-from training.finish import Finish, finish, own_plans, plans
+from training.finish import Finish, finish, own_plans
 from training.sft import SFTRecipe, adapted_model
 from training.tasks import in_a_row
 from training.trie import scores_of
@@ -33,14 +33,6 @@ def trained(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return folder
 
 
-def test_a_question_is_handed_on_as_it_is_or_in_full_to_anybody() -> None:
-    found = plans("What is 2 + 3?", (1, 3))
-
-    handed = [(text, by) for text in ("{query}", "What is 2 + 3?") for by in (1, 3)]
-    assert [(plan.subtasks[0], plan.steps[0].worker) for plan in found] == handed
-    assert all(len(plan) == 1 for plan in found)
-
-
 def test_workers_are_those_that_it_would_name_for_each_part_alone(
     trained: Path, tiny_folder: Path
 ) -> None:
@@ -48,16 +40,16 @@ def test_workers_are_those_that_it_would_name_for_each_part_alone(
     model, _, tokenizer = adapted_model(str(tiny_folder), RECIPE, trained)
     there = (0, 1, 3)
 
-    def likelihood(question: str, plan: Plan) -> float:
-        text = plan_text(plan)
+    def likelihood(question: str, number: int) -> float:
+        text = plan_text(Plan.of(["{query}"], [number], [[]]))
         ids = tokenizer(text[: text.index("]\naccess")], add_special_tokens=False).input_ids
         prompt = prompt_ids(tokenizer, brief_messages(question, there))
         with torch.inference_mode():
             ((logps, _),) = scores_of(model, [prompt], [ids])
         return float(logps.sum())
 
-    def named(question: str) -> Plan:
-        return max(plans(question, there), key=lambda plan: likelihood(question, plan))
+    def named(question: str) -> int:
+        return max(there, key=lambda number: likelihood(question, number))
 
     found = list(own_plans(model, tokenizer, [(task, there) for task in TASKS[:20]]))
 
@@ -65,11 +57,8 @@ def test_workers_are_those_that_it_would_name_for_each_part_alone(
     for task, (messages, text) in zip(TASKS, found, strict=False):
         assert messages == brief_messages(task.question, there)
         alone = [named(subtask) for subtask in task.usual_subtasks]
-        subtasks = task.usual_subtasks
-        if not task.parts:
-            whole = alone[0].subtasks == ("{query}",)
-            subtasks = ["{query}" if whole else task.question]
-        assert text == plan_text(in_a_row(subtasks, [plan.final.worker for plan in alone]))
+        subtasks = task.usual_subtasks if task.parts else ["{query}"]
+        assert text == plan_text(in_a_row(subtasks, alone))
     assert len({text.split("workers")[1] for _, text in found}) > 1
     assert {len(task.usual_subtasks) for task in TASKS[:20]} == {1, 2}
 

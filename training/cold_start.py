@@ -101,9 +101,7 @@ def random_plan(task: Task, numbers: Sequence[int], random: Random) -> Plan:
         return in_a_row(subtasks, [random.choice(numbers) for _ in subtasks])
     access: list[list[int]]
     if (drawn := random.random()) < _ALONE:
-        # Said in full in every other plan: whom to name is then learned from the subtask, as it is
-        # where a question is taken apart.
-        subtasks, access = [random.choice(("{query}", task.question))], [[]]
+        subtasks, access = ["{query}"], [[]]
     elif drawn < (1 + _ALONE) / 2:
         subtasks, access = ["{query}", random.choice(_CHECKS)], [[], [0]]
     else:

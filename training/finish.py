@@ -21,7 +21,6 @@ from random import Random
 from typing import Any
 
 from conductor.prompt import brief_messages, plan_text
-from grammar import Plan
 from runtime import prompt_ids
 
 from .cold_start import offered, questions
@@ -50,18 +49,6 @@ _AT_ONCE = 8
 """Questions and parts whose plans are scored together."""
 
 
-def plans(question: str, numbers: Sequence[int]) -> list[Plan]:
-    """The plans that hand a question on: as it is or in full, to anybody.
-
-    Args:
-        question: The question, or what a part of one asks for.
-        numbers: Who is there.
-    """
-    return [
-        in_a_row([subtask], [number]) for subtask in ("{query}", question) for number in numbers
-    ]
-
-
 def own_plans(
     model: Any, tokenizer: Any, asked: Sequence[tuple[Task, Sequence[int]]]
 ) -> Iterator[Lesson]:
@@ -79,37 +66,37 @@ def own_plans(
     parts = [(part, there) for task, there in asked for part in task.usual_subtasks]
     likely = _likeliest(model, tokenizer, parts)
     for task, there in asked:
-        subtasks = task.usual_subtasks
-        found = [next(likely) for _ in subtasks]
-        if not task.parts:
-            as_it_is = found[0].subtasks == ("{query}",)
-            subtasks = ["{query}" if as_it_is else task.question]
-        plan = in_a_row(subtasks, [each.final.worker for each in found])
+        subtasks = task.usual_subtasks if task.parts else ["{query}"]
+        plan = in_a_row(subtasks, [next(likely) for _ in subtasks])
         yield brief_messages(task.question, there), plan_text(plan)
 
 
 def _likeliest(
     model: Any, tokenizer: Any, asked: Sequence[tuple[str, Sequence[int]]]
-) -> Iterator[Plan]:
-    """Of the plans that hand a question on those that the Conductor finds most likely."""
+) -> Iterator[int]:
+    """Of those who are there the one to whom the Conductor most likely hands a question on."""
     import torch
 
     for at in range(0, len(asked), _AT_ONCE):
         some = asked[at : at + _AT_ONCE]
-        found = [plans(question, there) for question, there in some]
         prompts, texts = [], []
-        for (question, there), those in zip(some, found, strict=True):
-            prompts += [prompt_ids(tokenizer, brief_messages(question, there))] * len(those)
-            texts += [_up_to_workers(tokenizer, plan_text(plan)) for plan in those]
+        for question, there in some:
+            prompts += [prompt_ids(tokenizer, brief_messages(question, there))] * len(there)
+            texts += [_up_to_worker(tokenizer, number) for number in there]
         with torch.inference_mode():
             scored = iter(scores_of(model, prompts, texts))
-        for those in found:
-            likely = [float(next(scored)[0].sum()) for _ in those]
-            yield those[likely.index(max(likely))]
+        for _, there in some:
+            likely = [float(next(scored)[0].sum()) for _ in there]
+            yield there[likely.index(max(likely))]
 
 
-def _up_to_workers(tokenizer: Any, text: str) -> list[int]:
-    """A plan's tokens up to its last worker: the others hardly differ in likelihood."""
+def _up_to_worker(tokenizer: Any, number: int) -> list[int]:
+    """A plan that hands the question on, up to its worker: the rest hardly differs in likelihood.
+
+    Returns:
+        Tokens.
+    """
+    text = plan_text(in_a_row(["{query}"], [number]))
     ids: list[int] = tokenizer(text[: text.index("]\naccess")], add_special_tokens=False).input_ids
     return ids
 

@@ -11,11 +11,21 @@ trains on few tokens a second and a test set must not repeat what was trained on
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import tomllib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
+from importlib.resources import files
 from random import Random
 
 from .graders import Exact, Grader, Mention, Number, Sentence, Series
+
+
+@cache
+def _written(name: str) -> Mapping[str, tuple[str, ...]]:
+    """Phrasings that are kept in a file of this package, by family or chain."""
+    text = files("training").joinpath(f"{name}.toml").read_text(encoding="utf-8")
+    return {of: tuple(phrasings) for of, phrasings in tomllib.loads(text).items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +45,25 @@ FEW = (25, 20, 55)
 """Shares of a family of a few hundred items, so that a test on them says something."""
 
 
+class _Worded:
+    """A kind of question, of which there are more phrasings in files of this package."""
+
+    __slots__ = ()
+    name: str
+
+    @property
+    def varied(self) -> tuple[str, ...]:
+        """More phrasings to train on, for who learns whom to ask: by what is asked, not by how."""
+        return _written("varied").get(self.name, ())
+
+    @property
+    def sealed(self) -> tuple[str, ...]:
+        """Neither trained on nor read by who chooses what is: for one last measurement."""
+        return _written("sealed").get(self.name, ())
+
+
 @dataclass(frozen=True, slots=True)
-class Family:
+class Family(_Worded):
     """One kind of question."""
 
     name: str
@@ -44,20 +71,16 @@ class Family:
     phrasings: tuple[str, ...]
     held_out: tuple[str, ...]
     """Never trained on."""
-    sealed: tuple[str, ...] = ()
-    """Neither trained on nor looked at while anything was chosen: for one last measurement."""
     reserved: bool = False
     """Whether deciders never train on it."""
     dealt_as: str = ""
     """The family whose splits it shares, since its items are the same; its own if empty."""
     shares: tuple[int, int, int] = (60, 15, 25)
     """Percent of its items for training, validation and test."""
-    varied: tuple[str, ...] = ()
-    """More phrasings to train on, for who learns whom to ask: by what is asked, not by how."""
 
 
 @dataclass(frozen=True, slots=True)
-class Chain:
+class Chain(_Worded):
     """Families in sequence: each part needs what the one before gives.
 
     A later part's workers find that in the reply that they read, so what they are asked speaks of
@@ -74,187 +97,8 @@ class Chain:
     """Families of the parts, 2 or more."""
     asks: tuple[tuple[str, ...], ...]
     """Of each part: how a plan may word it."""
-    sealed: tuple[str, ...] = ()
-    """As a family's."""
     reserved: bool = False
     """Whether deciders never train on it."""
-    varied: tuple[str, ...] = ()
-    """More phrasings to train on, for who learns to take the question apart. They are put together
-    of forms and names of what goes into them, so that no form stands for one kind of question."""
-
-
-# --- words ----------------------------------------------------------------------------------------
-
-_SUMS = (
-    "{a} + {b}",
-    "{a} plus {b}",
-    "the sum of {a} and {b}",
-    "the result of {a} + {b}",
-    "what {a} and {b} add up to",
-    "the number that {a} and {b} add up to",
-)
-_MOST_SAID = (
-    "the most frequent of {one}, {two} and {three}",
-    "the most frequent reply in {one}; {two}; {three}",
-    "what most of them answer ({one}; {two}; {three})",
-    "the answer given most often ({one}, {two}, {three})",
-    "the answer that most give, of {one}, {two} and {three}",
-    "whichever of {one}, {two} and {three} is said most often",
-)
-_FINDS = ("Find {it}.", "Work out {it}.", "Give {it}.", "Look for {it}.", "Say {it}.", "Name {it}.")
-_ASKS = ("What is {it}?", "How much is {it}?", "I want to know {it}.", "{it}: how much is that?")
-_ADDS = (
-    "Add {b} to {a}.",
-    "Add up {a} and {b}.",
-    "Sum up {a} and {b}.",
-    "Take {a} and add {b}.",
-    "Take {a} and {b} and add them.",
-    "Put {a} and {b} together: how much is it?",
-    "{a} and {b}: add them.",
-    "{a} and then {b} more: how much is that?",
-    "{a} plus {b} is how much?",
-    "How much are {a} and {b}?",
-    "How much are {a} and {b} when you add them?",
-    "How much do {a} and {b} come to?",
-    "How much do you have with {a} and {b} more?",
-    "If you add {a} and {b}, how much is it?",
-    "If {b} is added to {a}, how much is it?",
-    "Say how much {a} and {b} are.",
-    "Tell me the sum of {a} and {b}.",
-    "Tell me what {a} plus {b} is.",
-    "What are {a} and {b}, added?",
-    "What do {a} and {b} add up to?",
-    "What do {a} and {b} come to?",
-    "What do you get if you add {a} to {b}?",
-    "What do I get from {a} and {b}?",
-    "What comes out if {a} is added to {b}?",
-)
-_SORTS = (
-    "Sort {list}.",
-    "Sort the numbers {list}.",
-    "Sort {list}, the smallest first.",
-    "Put {list} in ascending order.",
-    "Put the numbers {list} in order.",
-    "Put {list} in order, the smallest first.",
-    "Order {list} from small to large.",
-    "Arrange {list}, from small to large.",
-    "Arrange the numbers {list} in ascending order.",
-    "Line up {list}, the smallest first.",
-    "Give {list} in ascending order.",
-    "What is the order of {list}, the smallest first?",
-    "What is the ascending order of {list}?",
-    "{list}: sort them.",
-    "{list}: put them in order, from small to large.",
-    "Here are three numbers: {list}. Sort them.",
-    "Bring {list} into ascending order.",
-    "Bring the numbers {list} into order, the smallest first.",
-    "From small to large: {list}",
-    "Give me {list}, sorted.",
-    "How do {list} go in ascending order?",
-    "In which order come {list}, from small to large?",
-    "Line the numbers {list} up, from small to large.",
-    "Set {list} in order.",
-    "Start with the smallest: {list}",
-    "These have to be sorted: {list}",
-    "What are {list} in ascending order?",
-    "Write down {list}, the smallest first.",
-)
-_BACK = (
-    "Write {word} backward.",
-    "Write the letters {word} backward.",
-    "Give {word} backward.",
-    "Give the letters of {word} in reverse.",
-    "What is {word}, written backward?",
-    "What is {word} in reverse?",
-    "Reverse {word}.",
-    "Reverse the word {word}.",
-    "Reverse the order of the letters {word}.",
-    "Spell {word} in reverse.",
-    "Spell {word} from the last letter to the first.",
-    "What does {word} look like in reverse?",
-    "What do you get if you write {word} backward?",
-    "{word}: write it backward.",
-    "{word}: reverse it.",
-    "Read {word} backward.",
-    "Backward, please: {word}",
-    "Begin with the last letter: {word}",
-    "Change the order of {word}: the last letter comes first.",
-    "From the last letter to the first: {word}",
-    "How is {word} written backward?",
-    "Put the letters {word} in reverse.",
-    "Say {word} from its end.",
-    "Say the letters {word} in the opposite order.",
-    "These letters in reverse: {word}",
-    "Turn the letters {word} around.",
-    "Turn {word} around.",
-    "What are the letters {word} in reverse?",
-)
-_WHO = (
-    "{one}; {two}. Who is {wanted}?",
-    "{one}, {two}. Who is the {wanted} one?",
-    "{one}. {two}. Which one is {wanted}?",
-    "{one}. {two}. Name the {wanted}.",
-    "{one}. {two}. Find the {wanted} one.",
-    "Who is the {wanted} if {one} and {two}?",
-    "Which one is {wanted} if {one} and {two}?",
-    "Find out who is {wanted}: {one}; {two}.",
-    "Say who is {wanted}. {one}. {two}.",
-    "If {one}, and {two}, which of them is {wanted}?",
-    "Since {one} and {two}, who is {wanted}?",
-    "{one} and {two}. Say who is {wanted}.",
-    "Which of them is {wanted}? {one}. {two}.",
-    "Who is {wanted}? {one}. {two}.",
-)
-_WHAT_OF = (
-    "Give the {what} of {name}.",
-    "Find the {what} of {name}.",
-    "Say what the {what} of {name} is.",
-    "Do you know the {what} of {name}?",
-    "What {what} does {name} have?",
-    "Which is the {what} of {name}?",
-    "The {what} of {name} is which?",
-    "{name} has which {what}?",
-    "About {name}: which {what} has it?",
-    "Can you name the {what} of {name}?",
-    "Here is a country: {name}. Name its {what}.",
-    "Of {name}, say the {what}.",
-    "Take {name}: what is the {what}?",
-    "The country is {name}. What is its {what}?",
-    "Think of {name} and give its {what}.",
-    "What do you know as the {what} of {name}?",
-    "{name}: name the {what}.",
-    "What is the {what} that {name} has?",
-    "I want to know the {what} of {name}.",
-    "Look up the {what} of {name}.",
-)
-_TELLS = (
-    "Write a line with the words {one} and {two}.",
-    "Write something about a {one} and a {two}.",
-    "Write a short text about a {one} and a {two}.",
-    "Write a sentence about a {one} and a {two}.",
-    "Make a sentence of the words {one} and {two}.",
-    "Make up a sentence with {one} and {two}.",
-    "Make up something about a {one} and a {two}.",
-    "Tell a story of a {one} and a {two}.",
-    "Tell me a short story with a {one} and a {two}.",
-    "Put {one} and {two} into a sentence.",
-    "Think of a sentence with {one} and {two}.",
-    "Use {one} and {two} in a short story.",
-    "Invent a story about a {one} and a {two}.",
-    "A {one} and a {two}: make up a story.",
-    "A sentence, please, with {one} and {two}.",
-    "Do you know a story of a {one} and a {two}?",
-    "Here are two words: {one}, {two}. Make a sentence of them.",
-    "Let a {one} and a {two} come into a sentence.",
-    "Tell me of a {one} and a {two}.",
-    "The words are {one} and {two}. Use both.",
-    "What can you tell of a {one} and a {two}?",
-    "Write a few words on a {one} and a {two}.",
-)
-
-
-def _each_of(forms: Sequence[str], its: Sequence[str]) -> tuple[str, ...]:
-    return tuple(form.replace("{it}", it) for form in forms for it in its)
 
 
 # --- numbers --------------------------------------------------------------------------------------
@@ -608,11 +452,6 @@ FAMILIES: Mapping[str, Family] = {
                 "How much is {a} plus {b}?",
             ),
             ("Compute {a} + {b}.", "What do {a} and {b} make together?"),
-            sealed=(
-                "Please calculate {a} plus {b}.",
-                "{a} and {b} added up give what?",
-            ),
-            varied=(*_ADDS, *_each_of(_FINDS[:3], _SUMS), *_each_of(_ASKS, _SUMS[:4])),
         ),
         Family(
             "stories",
@@ -651,11 +490,6 @@ FAMILIES: Mapping[str, Family] = {
                 "Arrange {list} with the smallest first.",
             ),
             ("Write {list} in increasing order.", "List these from lowest to highest: {list}"),
-            sealed=(
-                "Rearrange {list} from the smallest to the largest.",
-                "Rank these numbers, lowest first: {list}",
-            ),
-            varied=_SORTS,
         ),
         Family(
             "largest",
@@ -678,11 +512,6 @@ FAMILIES: Mapping[str, Family] = {
                 "Read {word} from the last letter to the first.",
             ),
             ("What is {word} spelled backwards?", "Turn round the order of these letters: {word}"),
-            sealed=(
-                "Give me the letters {word} back to front.",
-                "Flip this sequence of letters: {word}",
-            ),
-            varied=_BACK,
         ),
         Family(
             "mirror",
@@ -705,11 +534,6 @@ FAMILIES: Mapping[str, Family] = {
                 "Name the {wanted} one: {one}; {two}.",
             ),
             ("Who is {wanted}, given that {one} and {two}?", "{one}, and {two}. The {wanted} is?"),
-            sealed=(
-                "{one}. Also, {two}. Tell me the name of the {wanted} person.",
-                "Knowing that {one} and that {two}, name whoever is {wanted}.",
-            ),
-            varied=_WHO,
         ),
         Family(
             "geography",
@@ -721,12 +545,7 @@ FAMILIES: Mapping[str, Family] = {
                 "{name}: what is its {what}?",
             ),
             ("Tell me the {what} of {name}.", "What is {name}'s {what}?"),
-            sealed=(
-                "I need to know the {what} of {name}.",
-                "For {name}, state the {what}.",
-            ),
             shares=FEW,
-            varied=_WHAT_OF,
         ),
         Family(
             "languages",
@@ -761,11 +580,6 @@ FAMILIES: Mapping[str, Family] = {
                 "They say: {one}; {two}; {three}. What does the majority say?",
                 "Pick the answer that occurs most often among {one}; {two}; {three}.",
             ),
-            sealed=(
-                "Votes came in for {one}, {two} and {three}. Which got the most?",
-                "Out of {one}; {two}; {three}, what was said by most?",
-            ),
-            varied=_each_of((*_FINDS, *_ASKS[::2]), _MOST_SAID),
         ),
         Family(
             "sentences",
@@ -780,11 +594,6 @@ FAMILIES: Mapping[str, Family] = {
                 "Write one sentence in which both {one} and {two} occur.",
                 "Say something with {one} and {two} in it.",
             ),
-            sealed=(
-                "Compose a sentence that mentions a {one} and a {two}.",
-                "I would like to read something with both {one} and {two} in it.",
-            ),
-            varied=_TELLS,
         ),
     )
 }
@@ -886,56 +695,6 @@ _TURN_IT_ROUND = (
     "Write that number in reverse.",
 )
 
-_LARGEST_ONES = (
-    "the largest of {list}",
-    "the biggest of {list}",
-    "the maximum of {list}",
-    "the max of {list}",
-    "the largest number in {list}",
-    "whichever of {list} is the largest",
-    "the biggest one of the numbers {list}",
-    "the one of {list} that is larger than the others",
-)
-"""How a question names what its first part finds."""
-_ADD_TO = (
-    "What is {b} plus {it}?",
-    "What is {it} plus {b}?",
-    "How much is {it} plus {b}?",
-    "How much is {b} more than {it}?",
-    "Add {b} to {it}.",
-    "Increase {it} by {b}.",
-    "Work out {b} plus {it}.",
-    "Give the sum of {b} and {it}.",
-    "Find {it} and add {b} to it.",
-    "Look for {it}, then add {b}.",
-    "What do you get if you add {b} to {it}?",
-)
-_BACKWARD = (
-    "Write the digits of {it} backward.",
-    "Give the digits of {it} backward.",
-    "What is {it}, written backward?",
-    "Reverse the digits of {it}.",
-    "Reverse {it}.",
-    "Write {it} in reverse.",
-    "Find {it} and write its digits in reverse.",
-    "Work out {it}, then reverse the digits.",
-    "What does {it} look like in reverse?",
-    "What do you get if you write {it} backward?",
-)
-_IN_ORDER = (
-    "Sort {it} together with {list}.",
-    "Sort {list} and {it}.",
-    "Put {it} and {list} in ascending order.",
-    "Put {list} in order with {it}, the smallest first.",
-    "Order {it} and the numbers {list} from small to large.",
-    "Arrange {list} and {it}, from small to large.",
-    "Line up {list} and {it}, the smallest first.",
-    "What is the order of {it} and {list}, the smallest first?",
-    "Find {it}, then sort it with {list}.",
-    "Work out {it} and put it in ascending order with {list}.",
-)
-"""What it asks for then."""
-
 
 CHAINS: Mapping[str, Chain] = {
     chain.name: chain
@@ -958,11 +717,6 @@ CHAINS: Mapping[str, Chain] = {
             ),
             ("largest", "addition"),
             (_FIND_LARGEST, _ADD_TO_IT),
-            sealed=(
-                "Please calculate {b} plus the top number among {list}.",
-                "With {b} added, what does the highest number of {list} become?",
-            ),
-            varied=_each_of(_ADD_TO, _LARGEST_ONES),
         ),
         Chain(
             "addition-ordering",
@@ -990,11 +744,6 @@ CHAINS: Mapping[str, Chain] = {
                     "Arrange that number and {list} with the smallest first.",
                 ),
             ),
-            sealed=(
-                "Total {a} and {b}; rank the outcome among {list}, lowest first.",
-                "Rearrange {list} and whatever {a} and {b} come to, from smallest to largest.",
-            ),
-            varied=_each_of(_IN_ORDER, _SUMS),
         ),
         Chain(
             "addition-mirror",
@@ -1014,11 +763,6 @@ CHAINS: Mapping[str, Chain] = {
             ),
             ("addition", "mirror"),
             (_ADD, _TURN_IT_ROUND),
-            sealed=(
-                "Flip the digits of the total of {a} and {b}.",
-                "{a} and {b} added up give a number; spell it back to front, digit by digit.",
-            ),
-            varied=_each_of(_BACKWARD, _SUMS),
         ),
         Chain(
             "largest-mirror",
@@ -1038,11 +782,6 @@ CHAINS: Mapping[str, Chain] = {
             ),
             ("largest", "mirror"),
             (_FIND_LARGEST, _TURN_IT_ROUND),
-            sealed=(
-                "Flip the digits of the top number among {list}.",
-                "Given {list}, spell the greatest one back to front, digit by digit.",
-            ),
-            varied=_each_of(_BACKWARD, _LARGEST_ONES),
         ),
         Chain(
             "tally-addition",
@@ -1074,11 +813,6 @@ CHAINS: Mapping[str, Chain] = {
                 ),
                 _ADD_TO_IT,
             ),
-            sealed=(
-                "Please calculate {b} plus the winner of the votes {one}, {two} and {three}.",
-                "With {b} added, what does the answer of most become: {one}, {two}, {three}?",
-            ),
-            varied=_each_of(_ADD_TO, _MOST_SAID),
         ),
         Chain(
             "relations-sentences",
@@ -1114,11 +848,6 @@ CHAINS: Mapping[str, Chain] = {
                     "Tell me something about that person and a {word}.",
                 ),
             ),
-            sealed=(
-                "Knowing that {one} and that {two}, compose a sentence on the {wanted} person and "
-                "a {word}.",
-                "{one}. Also, {two}. I would like to read about the {wanted} one and a {word}.",
-            ),
             reserved=True,
         ),
         Chain(
@@ -1148,10 +877,6 @@ CHAINS: Mapping[str, Chain] = {
                     "What is {a} + {b}?",
                 ),
                 _TURN_IT_ROUND,
-            ),
-            sealed=(
-                "{who} owns {a} {things} and finds {b}: flip the digits of what that comes to.",
-                "Spell back to front, digit by digit, the total of {a} {things} and {b} {things}.",
             ),
             reserved=True,
         ),
@@ -1183,10 +908,6 @@ CHAINS: Mapping[str, Chain] = {
                     "Name the largest of that number and {list}.",
                 ),
                 _TURN_IT_ROUND,
-            ),
-            sealed=(
-                "Flip the digits of the top number among {list} and the total of {a} and {b}.",
-                "Given {list} and what {a} and {b} come to, spell the greatest back to front.",
             ),
             reserved=True,
         ),

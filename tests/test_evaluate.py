@@ -18,6 +18,7 @@ from training.evaluate import (
     EvaluationError,
     Measured,
     Outcomes,
+    Planning,
     Section,
     alone,
     best_single,
@@ -36,7 +37,7 @@ from training.evaluate import (
 )
 from training.graders import Number
 from training.labels import Labels, Row, line_of, write_manifest
-from training.report import _spread, markdown, table, to_json, write_report
+from training.report import _spread, draw_shapes, markdown, table, to_json, write_report
 from training.tasks import Part, Split, Task, task, write_jsonl
 
 WORKERS = ("plain", "adder", "speller")
@@ -442,6 +443,31 @@ def test_the_report_is_written_whole_and_the_same_again(
     assert {file: file.read_bytes() for file in files} == before
     for name in ("evaluation", "costs"):
         assert ">router</text>" in (tmp_path / f"{name}.svg").read_text()
+
+
+def test_the_shapes_of_plans_are_drawn_as_long_as_they_are_frequent_and_right(
+    evaluation: Evaluation, tmp_path: Path
+) -> None:
+    def planning(name: str, family: str, shapes: dict[str, int], right: dict[str, float]) -> None:
+        plans.append(Planning(name, Section.ITEMS, family, 20, 16, 18, 0, 1.4, shapes, right))
+
+    plans: list[Planning] = []
+    planning("led", "words", {"single": 12, "chain": 6}, {"single": 0.5, "chain": 1.0})
+    planning("led", "sums", {"chain": 18}, {"chain": 0.0})
+    told = replace(evaluation, planning=tuple(plans))
+
+    (panel,) = draw_shapes(told).axes
+
+    bars = [(bar.get_y() + 0.35, bar.get_x(), bar.get_width()) for bar in panel.patches]
+    expected = [(0, 0, 0.3), (0, 0.3, 0.3), (0, 0.6, 0.3), (0, 0.9, 0), (1, 0, 0), (1, 0, 0.9)]
+    assert np.array(bars) == pytest.approx(np.array(expected))
+    rows = [each.get_text() for each in panel.get_yticklabels()]
+    assert rows == ["words (20)", "sums (20)"]
+    scores = [
+        evaluation.line("best-single", Section.ITEMS, of).score.value for of in FAMILIES[1::-1]
+    ]
+    assert panel.lines[0].get_xdata() == pytest.approx(scores)
+    assert {"shapes.svg", "shapes.png"} <= {file.name for file in write_report(told, tmp_path)}
 
 
 def test_json_has_every_figure_and_knows_no_nan(evaluation: Evaluation) -> None:

@@ -33,7 +33,7 @@ from runtime import (
 from training.evaluate import Choices, Measured
 from training.graders import Number
 from training.labels import Labels
-from training.tasks import Part, Task, task
+from training.tasks import Part, Split, Task, task
 from training.trials import (
     TRIALS,
     Bench,
@@ -44,6 +44,7 @@ from training.trials import (
     mixture,
     named,
     outcomes_of,
+    planning_of,
     random_plan,
     read_trials,
     waiting,
@@ -122,6 +123,10 @@ async def test_a_plan_is_carried_out_graded_and_accounted_for(tmp_path: Path) ->
     assert found.scores[:, 0].tolist() == [0, 0, 1, 0]  # teller says 3, whatever is asked
     assert found.workers.tolist() == [[0.5, 0.5]] * 4
     assert found.tokens[:, 0].tolist() == [36] * 4 and found.deciding[:, 0].tolist() == [12] * 4
+    tests = [replace(each, split=Split.TEST) for each in SUMS]
+    (plans,) = planning_of(decider, tests, tmp_path)
+    assert (plans.trials, plans.planned, plans.steps) == (4, 4, 2)
+    assert plans.topologies == {"chain": 4} and plans.right == {"chain": 0.25}
 
 
 async def test_what_is_on_file_is_not_done_again(tmp_path: Path) -> None:

@@ -560,6 +560,9 @@ class Planning:
     """Mean per trial, all rounds together."""
     topologies: Mapping[str, int]
     """How often the last plan had each shape."""
+    right: Mapping[str, float]
+    """Mean score of the trials with a plan of each shape, from 0 to 1; one that failed for
+    technical reasons counts as 0."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""The report of an evaluation: Markdown that reads well in a terminal, JSON, and two pictures."""
+"""The report of an evaluation: Markdown that reads well in a terminal, JSON, and pictures."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from grammar import Topology
 
 from .evaluate import BEST, ORACLE, RANDOM, Confusion, Evaluation, Line, Section
 from .intervals import Interval
@@ -36,9 +38,10 @@ _SHORT: Mapping[str, str] = {
 
 
 def write_report(evaluation: Evaluation, folder: str | Path) -> list[Path]:
-    """Write the report: ``evaluation.md`` and ``.json``, and two pictures as SVG and PNG.
+    """Write the report: ``evaluation.md`` and ``.json``, and pictures as SVG and PNG.
 
-    Without matplotlib there are no pictures.
+    Those are the scores, what they cost and, where somebody planned, the shapes of plans. Without
+    matplotlib there are none.
 
     Returns:
         The files.
@@ -50,7 +53,10 @@ def write_report(evaluation: Evaluation, folder: str | Path) -> list[Path]:
         f"{NAME}.json": (to_json(evaluation) + "\n").encode(),
     }
     if find_spec("matplotlib") is not None:
-        for name, figure in ((NAME, draw_scores(evaluation)), ("costs", draw_costs(evaluation))):
+        figures = {NAME: draw_scores(evaluation), "costs": draw_costs(evaluation)}
+        if evaluation.planning:
+            figures["shapes"] = draw_shapes(evaluation)
+        for name, figure in figures.items():
             for ending in ("svg", "png"):
                 files[f"{name}.{ending}"] = rendered(figure, ending)
     for name, data in files.items():
@@ -394,6 +400,83 @@ def draw_costs(evaluation: Evaluation) -> Figure:
         _plain_axes(panel)
     figure.supylabel("score, 95 % interval", fontsize=8)
     return figure
+
+
+def draw_shapes(evaluation: Evaluation) -> Figure:
+    """Draw the shapes of plans, a panel a decider that plans, a row a family.
+
+    Each shape is as long as its share of the trials; full colour is the part of it that was right.
+    What is left of a row had no plan. Beside it is what one worker reaches alone on the same tasks:
+    the best one, and the best one of each task, in hindsight.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    places = list(dict.fromkeys((each.section, each.family) for each in evaluation.planning))
+    places.sort(key=lambda place: list(TITLES).index(place[0]))
+    names = list(dict.fromkeys(each.decider for each in evaluation.planning))
+    several = len({section for section, _ in places}) > 1
+    figure = Figure(figsize=(2.2 + 3.4 * len(names), 1.3 + 0.3 * len(places)), layout="constrained")
+    panels = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
+    shapes = [str(shape) for shape in Topology]
+    for panel, name in zip(panels, names, strict=True):
+        for each in (each for each in evaluation.planning if each.decider == name):
+            at, low = places.index((each.section, each.family)), 0.0
+            for shape in sorted(each.topologies, key=shapes.index):
+                share = each.topologies[shape] / each.trials
+                right, colour = share * each.right[shape], _SHAPES[Topology(shape)]
+                panel.barh(at, right, left=low, color=colour, height=0.7)
+                panel.barh(
+                    at, share - right, left=low + right, color=colour, alpha=0.25, height=0.7
+                )
+                low += share
+        for decider, style in _ALONE.items():
+            if decider in evaluation.deciders:
+                alone = [evaluation.line(decider, *place).score.value for place in places]
+                panel.plot(alone, range(len(places)), linestyle="", zorder=3, **style)
+        panel.set_title(name, fontsize=9)
+        panel.set_xlim(0, 1.02)
+        panel.set_xlabel("share of plans; full colour: right", fontsize=8)
+        _plain_axes(panel)
+    counts = {(each.section, each.family): each.trials for each in evaluation.planning}
+    rows = [
+        f"{family}{f', {_SHORT[section]}' if several else ''} ({counts[section, family]})"
+        for section, family in places
+    ]
+    panels[0].set_yticks(range(len(places)), rows, fontsize=8)
+    panels[0].invert_yaxis()
+    there = {shape for each in evaluation.planning for shape in each.topologies}
+    told: list[Any] = [
+        Patch(color=_SHAPES[shape], label=shape) for shape in Topology if shape in there
+    ]
+    told += [
+        Line2D([], [], linestyle="", label=f"{decider} alone", **style)
+        for decider, style in _ALONE.items()
+        if decider in evaluation.deciders
+    ]
+    figure.legend(
+        handles=told, loc="outside upper center", ncols=min(5, len(told)), fontsize=8, frameon=False
+    )
+    return figure
+
+
+_SHAPES: Mapping[Topology, str] = {
+    Topology.SINGLE: "#0b5fa5",
+    Topology.CHAIN: "#c25a00",
+    Topology.BEST_OF_N: "#5e8c4a",
+    Topology.FAN_OUT: "#7a4fa3",
+    Topology.DIAMOND: "#b5323b",
+    Topology.DEBATE: "#0e8f8f",
+    Topology.TREE: "#8a6d1f",
+    Topology.INDEPENDENT: "#5f6b73",
+    Topology.GENERAL: "#2f2f2f",
+}
+_ALONE: Mapping[str, dict[str, Any]] = {
+    BEST: {"marker": "D", "color": _INK, "markerfacecolor": "white", "markersize": 5},
+    ORACLE: {"marker": "|", "color": _INK, "markersize": 12, "markeredgewidth": 2},
+}
+"""How those are drawn who ask one worker."""
 
 
 def _name_points(panel: Axes, lines: Sequence[Line]) -> None:

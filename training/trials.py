@@ -767,19 +767,29 @@ def planning_of(decider: Decider, tasks: Sequence[Task], folder: str | Path) -> 
             if (trial := there.get((decider.digest, task.id, seed))) is not None:
                 found.setdefault((section, task.family), []).append(trial)
     return [
-        Planning(
-            decider.name,
-            section,
-            family,
-            len(trials),
-            sum(each.plans == 1 and each.topology != "" for each in trials),
-            sum(each.topology != "" for each in trials),
-            sum(not each.ended for each in trials),
-            sum(each.steps for each in trials) / len(trials),
-            dict(Counter(each.topology for each in trials if each.topology).most_common()),
-        )
+        _planning(decider.name, section, family, trials)
         for (section, family), trials in found.items()
     ]
+
+
+def _planning(decider: str, section: str, family: str, trials: Sequence[Trial]) -> Planning:
+    planned = [each for each in trials if each.topology]
+    shapes = dict(Counter(each.topology for each in planned).most_common())
+    right = dict.fromkeys(shapes, 0.0)
+    for each in planned:
+        right[each.topology] += (each.score or 0.0) / shapes[each.topology]
+    return Planning(
+        decider,
+        section,
+        family,
+        len(trials),
+        sum(each.plans == 1 for each in planned),
+        len(planned),
+        sum(not each.ended for each in trials),
+        sum(each.steps for each in trials) / len(trials),
+        shapes,
+        right,
+    )
 
 
 @cache

@@ -526,10 +526,11 @@ def train_conductor(
             grpo.forget(found)
         with _stopping() as stop, _stages(Console(stderr=True, quiet=quiet)) as heard:
             trained = grpo.train(found, resume=resume, progress=heard, stop=stop)
-        table = _table("mean of the last ten updates", "")
-        for name, value in trained.last.items():
-            table.add_row(name, f"{value:.3f}")
-        Console(highlight=False).print(table)
+        if trained.last:
+            table = _table("mean of the last ten updates", "")
+            for name, value in trained.last.items():
+                table.add_row(name, f"{value:.3f}")
+            Console(highlight=False).print(table)
         say(str(trained.folder))
         if not trained.finished:
             tell(f"stopped after {trained.updates} updates; the same command with --resume goes on")

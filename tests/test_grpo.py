@@ -254,6 +254,34 @@ def test_a_training_that_was_stopped_goes_on_as_if_it_had_not(
     assert one.read_bytes() == other.read_bytes()
 
 
+@pytest.mark.parametrize("stage", ["cold", "finish"])
+def test_the_stages_before_and_after_can_be_stopped_too(
+    stage: str, tiny: Path, tmp_path: Path
+) -> None:
+    begin = {"adapter": None, "updates": 3, "batch": 2, "rank": 2}
+    short = {"begin": begin, "grpo": {"updates": 1}, "finish": {"updates": 3, "batch": 2}}
+    folders = [tmp_path / "whole", tmp_path / "stopped"]
+    for folder in folders:
+        folder.mkdir()
+    at: list[str] = []
+
+    def stop() -> bool:
+        return at[-1] == stage
+
+    grpo.train(recipe(tiny, folders[0], **short), pool=workers())
+    stopped = recipe(tiny, folders[1], **short)
+    first = grpo.train(
+        stopped, pool=workers(), stop=stop, progress=lambda told: at.append(told.stage)
+    )
+
+    assert (first.finished, first.updates) == (False, int(stage == "finish"))
+    assert at[-1] == stage
+    assert grpo.train(stopped, resume=True, pool=workers()).finished
+    for name in ("cold", ".", "finished"):
+        one, other = (each / name / "adapter_model.safetensors" for each in folders)
+        assert one.read_bytes() == other.read_bytes()
+
+
 KILLED = """
 import os, signal, sys
 from pathlib import Path

@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
@@ -156,6 +156,7 @@ def train(
     *,
     model: str = MODEL,
     progress: Any = lambda line: None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> list[float]:
     """Train the adapter; see :func:`training.sft.adapt`.
 
@@ -166,9 +167,10 @@ def train(
         recipe: How the adapter is trained.
         model: A packaged model or a folder.
         progress: Gets a line now and then.
+        stop: Is asked after each update whether to stop.
 
     Returns:
-        The loss of each update, in nats.
+        The loss of each update, in nats; fewer than updates after a stop.
     """
     stream = lessons(how, workers)
     about = {"cold_start": {"workers": workers, **asdict(how)}}
@@ -176,7 +178,9 @@ def train(
     def batch(update: int) -> list[Lesson]:
         return [next(stream) for _ in range(how.batch)]
 
-    return adapt(model, batch, how.updates, target, recipe, about=about, progress=progress)
+    return adapt(
+        model, batch, how.updates, target, recipe, about=about, progress=progress, stop=stop
+    )
 
 
 # --- what it writes -------------------------------------------------------------------------------

@@ -110,6 +110,7 @@ def finish(
     *,
     model: str,
     progress: Callable[[str], None] = lambda line: None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> list[float]:
     """Finish a Conductor.
 
@@ -121,9 +122,10 @@ def finish(
         recipe: How.
         model: A packaged model or a folder.
         progress: Gets a line now and then.
+        stop: Is asked after each update whether to stop.
 
     Returns:
-        The loss of each update, in nats.
+        The loss of each update, in nats; fewer than updates after a stop.
     """
     random = Random(f"finish {how.seed}")  # noqa: S311
     count = how.updates * how.batch
@@ -134,6 +136,8 @@ def finish(
     lessons = []
     for lesson in own_plans(plain, tokenizer, asked):
         lessons.append(lesson)
+        if stop():
+            return []
         if len(lessons) % 100 == 0:
             progress(f"0/{how.updates} chose {len(lessons)} plans of {len(asked)}")
     random.shuffle(lessons)
@@ -143,5 +147,13 @@ def finish(
 
     about = {"finish": {"workers": workers, **asdict(how), "plans": len(lessons)}}
     return adapt(
-        model, batch, how.updates, target, recipe, begin=source, about=about, progress=progress
+        model,
+        batch,
+        how.updates,
+        target,
+        recipe,
+        begin=source,
+        about=about,
+        progress=progress,
+        stop=stop,
     )

@@ -894,7 +894,6 @@ def train(
             take a setting.
         PoolError: If the pool is wrong, or somebody of the roster is not in it.
     """
-    began = time.monotonic()
     output = recipe.output
     kept, updates = checkpoint_of(output)
     if (output / METRICS).exists() and not resume:
@@ -903,16 +902,32 @@ def train(
     output.mkdir(parents=True, exist_ok=True)
     pool = pool if pool is not None else load_pool(recipe.pool)
     roster = recipe.roster or pool.names
+    spent = sum(row["seconds"] for row in read_rows(output / METRICS) if row["update"] < updates)
+    began = time.monotonic() - spent
+
+    def over() -> bool:
+        minutes = (time.monotonic() - began) / 60
+        return stop() or (recipe.minutes is not None and minutes >= recipe.minutes)
+
     adapter = recipe.begin.adapter
     if adapter is None and recipe.begin.updates:
         adapter = output / "cold"
-        if not (adapter / "training.json").exists():
-            _cold(recipe, len(roster), adapter, progress)
-    return _learn(recipe, pool, roster, adapter, kept, updates, began, progress, stop)
+        if not _cold(recipe, len(roster), adapter, progress, over):
+            return Trained(output, finished=False, updates=0, last={})
+    return _learn(recipe, pool, roster, adapter, kept, updates, progress, over)
 
 
-def _cold(recipe: Recipe, workers: int, folder: Path, progress: Callable[[Told], None]) -> None:
+def _cold(
+    recipe: Recipe,
+    workers: int,
+    folder: Path,
+    progress: Callable[[Told], None],
+    stop: Callable[[], bool],
+) -> bool:
+    """Let the cold start come first, unless that was done; tell whether it is."""
     how = recipe.begin
+    if (folder / "training.json").exists():
+        return True
     cold = ColdStart(
         updates=how.updates,
         batch=how.batch,
@@ -933,7 +948,8 @@ def _cold(recipe: Recipe, workers: int, folder: Path, progress: Callable[[Told],
         progress(Told("cold", done, how.updates, line.partition(" ")[2]))
 
     progress(Told("cold", 0, how.updates))
-    train_cold(folder, workers, cold, sft, model=recipe.model, progress=heard)
+    losses = train_cold(folder, workers, cold, sft, model=recipe.model, progress=heard, stop=stop)
+    return len(losses) == how.updates
 
 
 def _learn(
@@ -943,7 +959,6 @@ def _learn(
     adapter: Path | None,
     kept: Path | None,
     updates: int,
-    began: float,
     progress: Callable[[Told], None],
     stop: Callable[[], bool],
 ) -> Trained:
@@ -958,7 +973,6 @@ def _learn(
         {family: [tuple(team) for team in teams] for family, teams in row["teams"].items()}
         for row in rows
     ]
-    spent = sum(row["seconds"] for row in rows)
     course = Course(
         len(roster),
         questions=how.questions,
@@ -1018,9 +1032,7 @@ def _learn(
             progress(Told("grpo", state.global_step, how.updates, text))
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
-            minutes = (time.monotonic() - began + spent) / 60
-            over = recipe.minutes is not None and minutes >= recipe.minutes
-            if over or stop():
+            if stop():
                 control.should_save = control.should_training_stop = True
             return control
 
@@ -1043,17 +1055,25 @@ def _learn(
         trainer.train(resume_from_checkpoint=str(kept) if kept else None)
     done = trainer.state.global_step
     last = _means(recent)
-    if done >= how.updates and recipe.finish.updates:
-        _finish(recipe, trainer.accelerator.unwrap_model(trainer.model), len(roster), progress)
-    _write(recipe, trainer.accelerator.unwrap_model(trainer.model), tokenizer, roster, done, last)
-    return Trained(recipe.output, done >= how.updates, done, last)
+    trained = trainer.accelerator.unwrap_model(trainer.model)
+    finished = done >= how.updates
+    if finished and recipe.finish.updates:
+        finished = _finish(recipe, trained, len(roster), progress, stop)
+    _write(recipe, trained, tokenizer, roster, done, last)
+    return Trained(recipe.output, finished, done, last)
 
 
-def _finish(recipe: Recipe, model: Any, workers: int, progress: Callable[[Told], None]) -> None:
-    """Let the last stage follow, unless that was done."""
+def _finish(
+    recipe: Recipe,
+    model: Any,
+    workers: int,
+    progress: Callable[[Told], None],
+    stop: Callable[[], bool],
+) -> bool:
+    """Let the last stage follow, unless that was done; tell whether it is."""
     how, folder = recipe.finish, recipe.output / FINISHED
     if (folder / "training.json").exists():
-        return
+        return True
     save_adapter(model, recipe.model, folder / "before")
 
     def heard(line: str) -> None:
@@ -1061,7 +1081,7 @@ def _finish(recipe: Recipe, model: Any, workers: int, progress: Callable[[Told],
         progress(Told("finish", int(done.partition("/")[0]), how.updates, text))
 
     progress(Told("finish", 0, how.updates))
-    finish(
+    losses = finish(
         folder / "before",
         folder,
         workers,
@@ -1074,7 +1094,9 @@ def _finish(recipe: Recipe, model: Any, workers: int, progress: Callable[[Told],
         ),
         model=recipe.model,
         progress=heard,
+        stop=stop,
     )
+    return len(losses) == how.updates
 
 
 def _write(
@@ -1086,7 +1108,8 @@ def _write(
     last: Mapping[str, float],
 ) -> None:
     finished = recipe.output / FINISHED
-    if updates >= recipe.grpo.updates and recipe.finish.updates:
+    over = updates >= recipe.grpo.updates and (finished / "training.json").exists()
+    if recipe.finish.updates and over:
         for each in ("adapter_config.json", "adapter_model.safetensors"):
             shutil.copyfile(finished / each, recipe.output / each)
     elif hasattr(model, "peft_config"):

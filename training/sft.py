@@ -11,7 +11,9 @@ It departs from common recipes in three points:
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -84,6 +86,12 @@ def computing(precision: Precision) -> AbstractContextManager[Any]:
     return torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16")
 
 
+UNDER_WAY = "under-way.pt"
+"""What is kept of a training in its folder until it is over."""
+_EVERY = 10
+"""Updates between two times that it is."""
+
+
 # --- the loop -------------------------------------------------------------------------------------
 
 
@@ -97,8 +105,12 @@ def adapt(
     begin: Path | None = None,
     about: Mapping[str, Any] = {},
     progress: Callable[[str], None] = lambda line: None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> list[float]:
     """Train an adapter and save it.
+
+    What is under way is kept every ten updates and at a stop. The same training in the same folder
+    then goes on, as if nothing had been; another begins anew.
 
     Args:
         model: A packaged model, or a folder in Hugging Face form.
@@ -109,9 +121,11 @@ def adapt(
         begin: An adapter to go on with, whatever its rank; a new one if None.
         about: What else the record says.
         progress: Gets a line now and then.
+        stop: Is asked after each update whether to stop.
 
     Returns:
-        The loss of each update: mean cross-entropy of its answer tokens, in nats.
+        The loss of each update: mean cross-entropy of its answer tokens, in nats. After a stop
+        there are fewer than updates, and no adapter.
     """
     import torch
 
@@ -119,9 +133,22 @@ def adapt(
     weights = [weight for weight in adapted.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=recipe.rate, betas=(0.9, 0.98), weight_decay=0.0)
 
+    record: dict[str, Any] = {**about, "recipe": asdict(recipe)}
+    weights_before = (begin / "adapter_model.safetensors").read_bytes() if begin else b""
+    same = json.dumps([model, updates, record, hashlib.sha256(weights_before).hexdigest()])
+    kept = _kept(target / UNDER_WAY, same)
     losses: list[float] = []
-    began = time.monotonic()
-    for update in range(updates):
+    spent = 0.0
+    if kept is not None:
+        losses, spent = kept["losses"], kept["seconds"]
+        optimizer.load_state_dict(kept["optimizer"])
+        with torch.no_grad():
+            for weight, value in zip(weights, kept["weights"], strict=True):
+                weight.copy_(value)
+        for update in range(len(losses)):
+            lessons(update)  # they may come from one stream
+    began = time.monotonic() - spent
+    for update in range(len(losses), updates):
         rising = min(1.0, (update + 1) / recipe.warm_up)
         for group in optimizer.param_groups:
             group["lr"] = recipe.rate * rising * (1 - update / updates)
@@ -143,12 +170,37 @@ def adapt(
             mean = sum(losses[-20:]) / len(losses[-20:])
             seconds = time.monotonic() - began
             progress(f"{update + 1}/{updates} loss {mean:.3f} {seconds:.0f} s")
+        over = len(losses) == updates
+        stopped = not over and stop()
+        if stopped or (not over and update % _EVERY == _EVERY - 1):
+            state = {
+                "same": same,
+                "losses": losses,
+                "seconds": time.monotonic() - began,
+                "weights": [weight.detach() for weight in weights],
+                "optimizer": optimizer.state_dict(),
+            }
+            target.mkdir(parents=True, exist_ok=True)
+            torch.save(state, aside := target / f"{UNDER_WAY}.new")
+            os.replace(aside, target / UNDER_WAY)
+        if stopped:
+            return losses
 
     save_adapter(adapted, model, target)
-    record: dict[str, Any] = {**about, "recipe": asdict(recipe), "losses": losses}
-    record["seconds"] = round(time.monotonic() - began)
+    record |= {"losses": losses, "seconds": round(time.monotonic() - began)}
     (target / "training.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
+    (target / UNDER_WAY).unlink(missing_ok=True)
     return losses
+
+
+def _kept(path: Path, same: str) -> dict[str, Any] | None:
+    """What is kept of a training that was stopped or killed, if it is the same one."""
+    import torch
+
+    if not path.exists():
+        return None
+    kept: dict[str, Any] = torch.load(path, weights_only=True)
+    return kept if kept["same"] == same else None
 
 
 def adapted_model(model: str, recipe: SFTRecipe, begin: Path | None = None) -> tuple[Any, Any, Any]:

@@ -56,6 +56,14 @@ def test_all_families_of_a_kind_come_equally_often() -> None:
         assert max(counts) - min(counts) <= 1
 
 
+def test_what_composed_questions_have_parts_of_may_be_asked_alone() -> None:
+    asked = Counter(each.task.family for each in course(questions=36, parts=True).update(0))
+
+    assert asked.keys() == SIMPLE | COMPOSED | {"largest", "mirror"}
+    counts = [count for name, count in asked.items() if name not in COMPOSED]
+    assert sum(counts) == 18 and set(counts) == {2}
+
+
 def test_composed_questions_wait_until_it_is_their_turn() -> None:
     made = course(questions=40, simple_first=1)
 

@@ -43,7 +43,7 @@ def test_workers_are_those_that_it_would_name_for_each_part_alone(
     def likelihood(question: str, number: int) -> float:
         text = plan_text(Plan.of(["{query}"], [number], [[]]))
         ids = tokenizer(text[: text.index("]\naccess")], add_special_tokens=False).input_ids
-        prompt = prompt_ids(tokenizer, brief_messages(question, there))
+        prompt = prompt_ids(tokenizer, brief_messages(question, range(4)))
         with torch.inference_mode():
             ((logps, _),) = scores_of(model, [prompt], [ids])
         return float(logps.sum())
@@ -51,12 +51,13 @@ def test_workers_are_those_that_it_would_name_for_each_part_alone(
     def named(question: str) -> int:
         return max(there, key=lambda number: likelihood(question, number))
 
-    found = list(own_plans(model, tokenizer, [(task, there) for task in TASKS[:20]]))
+    asked = [(task, there) for task in TASKS[:20]]
+    found = list(own_plans(model, tokenizer, asked, 4))
 
     assert len(found) == 20
     for task, (messages, text) in zip(TASKS, found, strict=False):
         assert messages == brief_messages(task.question, there)
-        alone = [named(subtask) for subtask in task.usual_subtasks]
+        alone = [named(question) for question in task.alone]
         subtasks = task.usual_subtasks if task.parts else ["{query}"]
         assert text == plan_text(in_a_row(subtasks, alone))
     assert len({text.split("workers")[1] for _, text in found}) > 1
@@ -106,6 +107,6 @@ def test_what_is_learned_are_valid_plans_of_who_is_there(trained: Path, tiny_fol
     model, _, tokenizer = adapted_model(str(tiny_folder), RECIPE, trained)
     asked = [(task, (1, 2)) for task in TASKS]
 
-    for messages, text in islice(own_plans(model, tokenizer, asked), 12):
+    for messages, text in islice(own_plans(model, tokenizer, asked, 4), 12):
         assert messages[-1].content.endswith("Workers: 1, 2")
         assert len(parse(text, workers=["", "one", "two", ""])) in {1, 2}

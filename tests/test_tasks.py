@@ -104,6 +104,35 @@ def test_every_part_of_a_chain_is_of_the_chains_split(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", list(CHAINS))
+def test_a_part_can_be_asked_alone_with_what_the_one_before_gives(name: str) -> None:
+    for each in draw(name, 40, wording="varied"):
+        assert each.alone == [part.alone for part in each.parts]
+        found = ""
+        for part in each.parts:
+            usual = re.escape(FAMILIES[part.family].phrasings[0])
+            assert re.fullmatch(re.sub(r"\\{\w+\\}", ".+", usual), part.alone)
+            assert "that number" not in part.alone and found in part.alone
+            if part.family == "mirror":
+                assert part.alone == f"Write the digits of {found} backward."
+            elif part.family != "stories":
+                words = set(re.findall(r"\d+", part.usual))
+                assert set(re.findall(r"\d+", part.alone)) == words | {*re.findall(r"\d+", found)}
+            found = part.answer
+
+
+def test_the_same_item_may_come_in_several_phrasings() -> None:
+    for name in ("ordering", "addition-mirror", "voted-reversal"):
+        tasks = draw(name, 30, wording="varied", often=3)
+        asked: dict[str, set[str]] = {}
+        for each in tasks:
+            asked.setdefault(" ".join(each.alone), set()).add(each.question)
+
+        assert len(tasks) == len({each.id for each in tasks}) == 30
+        assert 10 <= len(asked) <= 14
+        assert max(map(len, asked.values())) == 3
+
+
+@pytest.mark.parametrize("name", list(CHAINS))
 def test_each_part_is_right_given_the_one_before(name: str) -> None:
     """Worked out anew from the words of the parts."""
     for each in draw(name, 40, wording="all"):

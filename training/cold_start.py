@@ -116,6 +116,7 @@ def questions(
     wording: Wording = "trained",
     composed: float = 0.5,
     seed: int = 0,
+    often: int = 1,
 ) -> list[Task]:
     """Draw tasks of all families and chains that deciders may train on, each about as often.
 
@@ -125,6 +126,7 @@ def questions(
         wording: In which phrasings.
         composed: Share of composed ones.
         seed: Chooses them.
+        often: How often the same item comes, each time drawing its phrasing.
     """
     families = [name for name, family in FAMILIES.items() if not family.reserved]
     chains = [name for name, chain in CHAINS.items() if not chain.reserved]
@@ -132,7 +134,9 @@ def questions(
     for names, share in ((families, 1 - composed), (chains, composed)):
         each = round(count * share / len(names))
         for name in names if each else ():
-            found += draw(name, each, split=split, wording=wording, seed=seed, fewer=True)
+            found += draw(
+                name, each, split=split, wording=wording, seed=seed, fewer=True, often=often
+            )
     Random(seed).shuffle(found)  # noqa: S311
     return found
 

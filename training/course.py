@@ -59,6 +59,8 @@ class Course:
         simple_first: Updates in which no composed tasks come, and all others equally often.
         seed: Chooses them.
         wording: In which phrasings they come.
+        parts: Whether families of which composed questions have parts come as well, though they are
+            reserved otherwise.
         history: Who was right in the updates before, if it goes on.
     """
 
@@ -73,17 +75,20 @@ class Course:
         simple_first: int = 0,
         seed: int = 0,
         wording: Wording = "trained",
+        parts: bool = False,
         history: Sequence[Teams] = (),
     ) -> None:
         self._workers, self._questions, self._fewest = workers, questions, fewest
         self._seed, self._composed, self._simple_first = seed, composed, simple_first
         self.history = list(history)
         """Who was right in each update so far."""
+        chains = [chain for chain in CHAINS.values() if not chain.reserved]
+        asked = {part for chain in chains for part in chain.parts} if parts else set()
         self._tasks = {
             name: draw(name, tasks, split=Split.TRAIN, wording=wording, seed=seed, fewer=True)
             for of in (FAMILIES, CHAINS)
             for name in of
-            if not of[name].reserved
+            if not of[name].reserved or name in asked
         }
         self._drawn: dict[int, tuple[Question, ...]] = {}
 

@@ -12,8 +12,8 @@ trains on few tokens a second and a test set must not repeat what was trained on
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.resources import files
 from random import Random
@@ -39,6 +39,9 @@ class Item:
     answer: str
     """What a player is taught to write."""
     grader: Grader
+    alone: Mapping[str, str] = field(default_factory=dict)
+    """Of a later part of a chain: what its own family's phrasings need beside the fields, with what
+    the part before gives."""
 
 
 FEW = (25, 20, 55)
@@ -606,12 +609,13 @@ def _plus(number: str, other: int) -> Item:
     """Add another number to one that was found before."""
     low, high = sorted((int(number), other))
     total = str(low + high)
-    return Item(f"{low} {high}", {"b": str(other)}, total, Number(total))
+    alone = {"a": number}
+    return Item(f"{low} {high}", {"b": str(other)}, total, Number(total), alone)
 
 
 def _backward(number: str) -> Item:
     back = number[::-1]
-    return Item(number, {}, " ".join(back), Series(tuple(back)))
+    return Item(number, {}, " ".join(back), Series(tuple(back)), {"number": number})
 
 
 def _largest_then_addition(random: Random) -> tuple[Item, ...]:
@@ -625,8 +629,12 @@ def _addition_then_ordering(random: Random) -> tuple[Item, ...]:
     others = random.sample([number for number in range(1, 100) if number != total], 2)
     ordered = [str(number) for number in sorted([total, *others])]
     answer = " ".join(ordered)
-    given = {"list": ", ".join(map(str, others))}
-    return first, Item(answer, given, answer, Series(tuple(ordered)))
+    given, alone = _listed(others), _listed([total, *others])
+    return first, Item(answer, given, answer, Series(tuple(ordered)), alone)
+
+
+def _listed(numbers: Iterable[int]) -> Mapping[str, str]:
+    return {"list": ", ".join(map(str, numbers))}
 
 
 def _then_mirror(
@@ -650,7 +658,8 @@ def _addition_then_largest(random: Random) -> tuple[Item, ...]:
     others = random.sample([number for number in range(10, 100) if number != total], 2)
     largest = str(max(total, *others))
     key = " ".join(map(str, sorted([total, *others])))
-    return first, Item(key, {"list": ", ".join(map(str, others))}, largest, Number(largest))
+    given, alone = _listed(others), _listed([total, *others])
+    return first, Item(key, given, largest, Number(largest), alone)
 
 
 def _tally_then_addition(random: Random) -> tuple[Item, ...]:
@@ -666,7 +675,8 @@ def _relations_then_sentence(random: Random) -> tuple[Item, ...]:
     others = first.grader.wrong if isinstance(first.grader, Mention) else ()
     shown = f"{first.answer} saw a {word} on the way home today."
     grader = Sentence((first.answer, word), wrong=others)
-    return first, Item(" ".join(sorted((first.answer, word))), {"word": word}, shown, grader)
+    key, alone = " ".join(sorted((first.answer, word))), {"one": first.answer, "two": word}
+    return first, Item(key, {"word": word}, shown, grader, alone)
 
 
 VERDICTS = (

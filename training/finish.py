@@ -45,49 +45,56 @@ class Finish:
 
 _FEWEST = 100
 """Questions that are drawn at least: of fewer, some kinds would have none."""
-_AT_ONCE = 8
-"""Questions and parts whose plans are scored together."""
+_OFTEN = 4
+"""How often the same is asked, in phrasings drawn for each: whom to name is then chosen once."""
+_AT_ONCE = 16
+"""Tasks whose plans are chosen together."""
 
 
 def own_plans(
-    model: Any, tokenizer: Any, asked: Sequence[tuple[Task, Sequence[int]]]
+    model: Any, tokenizer: Any, asked: Sequence[tuple[Task, Sequence[int]]], workers: int
 ) -> Iterator[Lesson]:
     """Give tasks with plans whose workers are those that a Conductor itself would name.
 
-    It is asked in the words that it knows (``usual_subtasks``): a composed task is taken apart into
-    its parts, each done by whom it finds most likely where the part is the question; another is
-    handed on to whom it finds most likely.
+    It is asked in the words that it knows (``Task.alone``): a composed task is taken apart into its
+    parts, each done by whom it finds most likely where the part is a question by itself, with what
+    earlier parts give; another is handed on to whom it finds most likely. Everybody is there when
+    it is asked, once a question; who is not for a task is left out afterwards.
 
     Args:
         model: The Conductor, a causal LM with its body in ``model.model``.
         tokenizer: Its tokenizer.
         asked: Tasks, and who is there.
+        workers: How many the roster has.
     """
-    parts = [(part, there) for task, there in asked for part in task.usual_subtasks]
-    likely = _likeliest(model, tokenizer, parts)
-    for task, there in asked:
-        subtasks = task.usual_subtasks if task.parts else ["{query}"]
-        plan = in_a_row(subtasks, [next(likely) for _ in subtasks])
-        yield brief_messages(task.question, there), plan_text(plan)
-
-
-def _likeliest(
-    model: Any, tokenizer: Any, asked: Sequence[tuple[str, Sequence[int]]]
-) -> Iterator[int]:
-    """Of those who are there the one to whom the Conductor most likely hands a question on."""
-    import torch
-
+    known: dict[str, list[float]] = {}
     for at in range(0, len(asked), _AT_ONCE):
         some = asked[at : at + _AT_ONCE]
-        prompts, texts = [], []
-        for question, there in some:
-            prompts += [prompt_ids(tokenizer, brief_messages(question, there))] * len(there)
-            texts += [_up_to_worker(tokenizer, number) for number in there]
-        with torch.inference_mode():
-            scored = iter(scores_of(model, prompts, texts))
-        for _, there in some:
-            likely = [float(next(scored)[0].sum()) for _ in there]
-            yield there[likely.index(max(likely))]
+        heard = dict.fromkeys(question for task, _ in some for question in task.alone)
+        new = [question for question in heard if question not in known]
+        known.update(zip(new, _likelihoods(model, tokenizer, new, workers), strict=True))
+        for task, there in some:
+            named = [max(there, key=known[question].__getitem__) for question in task.alone]
+            plan = in_a_row(task.usual_subtasks if task.parts else ["{query}"], named)
+            yield brief_messages(task.question, there), plan_text(plan)
+
+
+def _likelihoods(
+    model: Any, tokenizer: Any, questions: Sequence[str], workers: int
+) -> Iterator[list[float]]:
+    """How likely it is that the Conductor hands each question on to each worker, in nats."""
+    import torch
+
+    everybody = range(workers)
+    prompts = [prompt_ids(tokenizer, brief_messages(each, everybody)) for each in questions]
+    texts = [_up_to_worker(tokenizer, number) for number in everybody]
+    with torch.inference_mode():
+        scored = scores_of(
+            model, [each for each in prompts for _ in everybody], texts * len(prompts)
+        )
+    totals = [float(logps.sum()) for logps, _ in scored]
+    for at in range(0, len(totals), workers):
+        yield totals[at : at + workers]
 
 
 def _up_to_worker(tokenizer: Any, number: int) -> list[int]:
@@ -130,11 +137,13 @@ def finish(
     random = Random(f"finish {how.seed}")  # noqa: S311
     count = how.updates * how.batch
     wanted = max(count, _FEWEST)
-    tasks = questions(wanted, wording="varied", composed=how.composed, seed=how.seed + 1)[:count]
+    tasks = questions(
+        wanted, wording="varied", composed=how.composed, seed=how.seed + 1, often=_OFTEN
+    )[:count]
     asked = [(task, offered(random, workers, how.fewest)) for task in tasks]
     plain, _, tokenizer = adapted_model(model, recipe, source)
     lessons = []
-    for lesson in own_plans(plain, tokenizer, asked):
+    for lesson in own_plans(plain, tokenizer, asked, workers):
         lessons.append(lesson)
         if stop():
             return []

@@ -112,6 +112,9 @@ class Tasks(Table):
     """Different tasks of a family."""
     wording: Literal["trained", "varied"] = "trained"
     """Phrasings of the questions in GRPO: few of each family, or many more."""
+    parts: bool = False
+    """Whether what composed questions have parts of is asked alone as well: the largest number, and
+    numbers backward, which no decider is asked otherwise."""
 
 
 class Learning(Table):
@@ -981,6 +984,7 @@ def _learn(
         tasks=recipe.tasks.each,
         simple_first=recipe.tasks.simple_first,
         wording=recipe.tasks.wording,
+        parts=recipe.tasks.parts,
         seed=recipe.seed,
         history=history,
     )

@@ -58,6 +58,9 @@ class Part:
     answer: str
     usual: str = ""
     """The subtask in the words that all of its kind have; empty where there are none."""
+    alone: Annotated[str, Field(exclude=True)] = field(default="", compare=False)
+    """The subtask as a question by itself, with what earlier parts give, in the first of its
+    family's phrasings; empty where none is known. Files don't have it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +98,12 @@ class Task:
     def usual_subtasks(self) -> list[str]:
         """What its parts ask for, or it, in the words that all of their kind have."""
         parts = [part.usual or part.subtask for part in self.parts]
+        return parts or [self.usual or self.question]
+
+    @property
+    def alone(self) -> list[str]:
+        """What its parts ask for, as questions by themselves, or it, in usual words."""
+        parts = [part.alone or part.usual or part.subtask for part in self.parts]
         return parts or [self.usual or self.question]
 
     @property
@@ -192,6 +201,7 @@ def draw(
     wording: Wording = "trained",
     seed: int = 0,
     fewer: bool = False,
+    often: int = 1,
 ) -> list[Task]:
     """Draw different tasks of one of our families or chains.
 
@@ -205,76 +215,87 @@ def draw(
         wording: Phrasings to ask in.
         seed: Chooses the items; the split does not depend on it.
         fewer: Give what there is if that is less.
+        often: How often the same item comes, each time drawing its phrasing.
 
     Raises:
         TaskError: If there is no such family, or it has too few items.
     """
     if (base := name.removeprefix(VOTED)) in FAMILIES and base != name:
-        options: dict[str, Any] = {"split": split, "wording": wording, "seed": seed}
+        options: dict[str, Any] = {"split": split, "wording": wording, "seed": seed, "often": often}
         return [voted(each) for each in draw(base, count, fewer=fewer, **options)]
     source = FAMILIES.get(name) or CHAINS.get(name)
     if source is None:
         known = ", ".join([*FAMILIES, *CHAINS])
         raise TaskError(f"no family is called {name!r}; there are: {known}")
     random = Random(f"{name} {split} {wording} {seed}")  # noqa: S311
-    ask = _ask_chain if isinstance(source, Chain) else _ask
     found: dict[str, Task] = {}
     misses = 0
     while len(found) < count:
-        made = ask(source, wording, random)  # type: ignore[arg-type]  # chosen by the type above
-        if made.split is split and made.id not in found:
-            found[made.id] = made
-            misses = 0
-        elif (misses := misses + 1) > _PATIENCE:
+        ask = _ask_chain(source, random) if isinstance(source, Chain) else _ask(source, random)
+        made = [ask(wording) for _ in range(often)]
+        new = {each.id: each for each in made if each.split is split and each.id not in found}
+        found |= new
+        misses = 0 if new else misses + 1
+        if misses > _PATIENCE:
             if fewer and found:
                 break
             message = f"{name} has no more than {len(found)} tasks in {split}, {wording} wording"
             raise TaskError(f"{message}; ask for fewer")
-    return list(found.values())
+    return list(found.values())[:count]
 
 
 _PATIENCE = 20_000
 """Draws without a new task after which a family counts as exhausted."""
 
 
-def _ask(family: Family, wording: Wording, random: Random) -> Task:
+def _ask(family: Family, random: Random) -> Callable[[Wording], Task]:
+    """Draw an item; what is returned asks for it."""
     item = family.draw(random)
-    phrasing, held_out = _phrasing(family, wording, random)
-    return task(
-        family.name,
-        phrasing.format(**item.fields),
-        item.grader,
-        answer=item.answer,
-        split=_item_split(family, item),
-        held_out_wording=held_out,
-        reserved=family.reserved,
-        usual=family.phrasings[0].format(**item.fields),
-    )
 
-
-def _ask_chain(chain: Chain, wording: Wording, random: Random) -> Task:
-    items, split = _chain_items(chain, random)
-    phrasing, held_out = _phrasing(chain, wording, random)
-    fields = {name: text for item in items for name, text in item.fields.items()}
-    parts = tuple(
-        Part(
-            family,
-            random.choice(asks).format(**fields),
-            item.answer,
-            usual=asks[0].format(**fields),
+    def ask(wording: Wording) -> Task:
+        phrasing, held_out = _phrasing(family, wording, random)
+        return task(
+            family.name,
+            phrasing.format(**item.fields),
+            item.grader,
+            answer=item.answer,
+            split=_item_split(family, item),
+            held_out_wording=held_out,
+            reserved=family.reserved,
+            usual=family.phrasings[0].format(**item.fields),
         )
-        for family, asks, item in zip(chain.parts, chain.asks, items, strict=True)
-    )
-    return task(
-        chain.name,
-        phrasing.format(**fields),
-        items[-1].grader,
-        answer=items[-1].answer,
-        split=split,
-        held_out_wording=held_out,
-        reserved=chain.reserved,
-        parts=parts,
-    )
+
+    return ask
+
+
+def _ask_chain(chain: Chain, random: Random) -> Callable[[Wording], Task]:
+    items, split = _chain_items(chain, random)
+    fields = {name: text for item in items for name, text in item.fields.items()}
+
+    def ask(wording: Wording) -> Task:
+        phrasing, held_out = _phrasing(chain, wording, random)
+        parts = tuple(
+            Part(
+                family,
+                random.choice(asks).format(**fields),
+                item.answer,
+                usual=asks[0].format(**fields),
+                alone=FAMILIES[family].phrasings[0].format(**{**item.fields, **item.alone}),
+            )
+            for family, asks, item in zip(chain.parts, chain.asks, items, strict=True)
+        )
+        return task(
+            chain.name,
+            phrasing.format(**fields),
+            items[-1].grader,
+            answer=items[-1].answer,
+            split=split,
+            held_out_wording=held_out,
+            reserved=chain.reserved,
+            parts=parts,
+        )
+
+    return ask
 
 
 def _chain_items(chain: Chain, random: Random) -> tuple[tuple[Item, ...], Split]:

@@ -212,6 +212,11 @@ def test_a_last_stage_follows_once_and_is_what_is_written(
     grpo.train(finishing, resume=True, pool=workers(), progress=told.append)
     assert [(each.stage, each.done) for each in told] == [("grpo", 3)]
     assert (tmp_path / "adapter_model.safetensors").read_bytes() == ended
+    told.clear()
+    longer = finishing.model_copy(update={"grpo": finishing.grpo.model_copy(update={"updates": 6})})
+    grpo.train(longer, resume=True, pool=workers(), progress=told.append)
+    assert ("finish", 2) in [(each.stage, each.done) for each in told], "of what it has become"
+    assert (tmp_path / "adapter_model.safetensors").read_bytes() != ended
 
 
 def test_throughput_is_measured_now_and_then_and_changes_nothing(

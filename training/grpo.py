@@ -1074,11 +1074,14 @@ def _finish(
     progress: Callable[[Told], None],
     stop: Callable[[], bool],
 ) -> bool:
-    """Let the last stage follow, unless that was done; tell whether it is."""
+    """Let the last stage follow, unless it did after the same GRPO; tell whether it is over."""
     how, folder = recipe.finish, recipe.output / FINISHED
-    if (folder / "training.json").exists():
-        return True
+    weights, record = folder / "before" / "adapter_model.safetensors", folder / "training.json"
+    was = weights.read_bytes() if weights.exists() else b""
     save_adapter(model, recipe.model, folder / "before")
+    if record.exists() and weights.read_bytes() == was:
+        return True
+    record.unlink(missing_ok=True)
 
     def heard(line: str) -> None:
         done, _, text = line.partition(" ")

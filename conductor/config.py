@@ -34,6 +34,8 @@ ORCHESTRA = EMBEDDED_ROUTER / "orchestra.toml"
 file is named, its name is ``orchestra``."""
 EMBEDDED_CONDUCTOR = EMBEDDED_ROUTER / "conductor"
 """Folder of the Conductor that comes with the package, trained on the same players."""
+TRAINED = "conductor.json"
+"""File by which the folder of a trained Conductor is known: model, adapter, roster, recipe."""
 
 
 def pool_file(env: Mapping[str, str] = os.environ) -> Path | None:
@@ -141,7 +143,7 @@ def conducted(pool: Pool, folder: Path) -> Pool:
         PoolError: If there is no trained Conductor.
     """
     try:
-        about = json.loads((folder / "conductor.json").read_text(encoding="utf-8"))
+        about = json.loads((folder / TRAINED).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise PoolError(f"{folder}: no trained Conductor: {error}") from error
     shared = (

@@ -319,7 +319,7 @@ def eval(
             "--conductor",
             metavar="NAME=WHAT",
             help="A Conductor model: a worker of the pool, a pool file whose planner it is, or "
-            "the folder of a trained one.",
+            "the folder of a trained one, or of several that were trained alike.",
         ),
     ] = None,
     rounds: Annotated[
@@ -386,7 +386,7 @@ def eval(
             Contest,
             LineUp,
             checkpoints,
-            planner_of,
+            planners_of,
         )
         from training.report import markdown, to_json, write_report
         from training.trials import Bench
@@ -403,13 +403,13 @@ def eval(
             {name: checkpoints(folder or name) for name, folder in routers.items()},
             seeds=seeds,
         )
-        bench, conductors = None, dict[str, Planner]()
+        bench, conductors = None, dict[str, tuple[Planner, ...]]()
         if pool is not None:
             out.mkdir(parents=True, exist_ok=True)
             cache = stack.enter_context(CallCache(out / "calls.db"))
             bench = Bench(load_pool(pool), cache, journal(journal_file, no_journal))
             conductors = {
-                name: planner_of(what or name, bench.pool)
+                name: planners_of(what or name, bench.pool)
                 for name, _, what in (each.partition("=") for each in conductor or ())
             }
         elif conductor:

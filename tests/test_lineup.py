@@ -14,13 +14,14 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from conductor.cli import app
+from conductor.config import ORCHESTRA, TRAINED
 from conductor.router import Encoder, Head, Router
-from runtime import Pool
+from runtime import LocalWorker, Pool, PoolError
 from tests.team import Team, team
 from training.evaluate import EvaluationError, Section, choose, read_measured, section_of
 from training.graders import Number
 from training.labels import Labels, collect
-from training.lineup import Contest, LineUp, checkpoints, controls, reported, routed
+from training.lineup import Contest, LineUp, checkpoints, controls, planners_of, reported, routed
 from training.router_sft import Examples, fit
 from training.states import states_of
 from training.tasks import Part, Split, Task, task
@@ -329,6 +330,26 @@ def test_a_router_for_other_workers_is_refused_and_unknown_ones_are_left_out(
 def test_checkpoints_are_one_folder_or_several(heads: Path) -> None:
     assert [each.name for each in checkpoints(heads)] == ["seed-0", "seed-1"]
     assert checkpoints(heads / "seed-1") == (heads / "seed-1",)
+
+
+def test_trained_conductors_are_one_folder_or_several(tmp_path: Path) -> None:
+    pool = Pool.load(ORCHESTRA)
+    for at in (1, 0):
+        (tmp_path / "seeds" / f"{at}").mkdir(parents=True)
+        told = {"model": "smollm2-135m-instruct", "adapter": ".", "roster": ["plain"]}
+        text = json.dumps(told | {"most_steps": 2 + at})
+        (tmp_path / "seeds" / f"{at}" / TRAINED).write_text(text, encoding="utf-8")
+
+    both = planners_of(str(tmp_path / "seeds"), pool)
+    (alone,) = planners_of(str(tmp_path / "seeds" / "1"), pool)
+
+    assert [each.settings.most_steps for each in both] == [2, 3]
+    assert not any(each.constrained for each in both)
+    adapters = [each.worker.adapter for each in both if isinstance(each.worker, LocalWorker)]
+    assert adapters == [str(tmp_path / "seeds" / f"{at}") for at in (0, 1)]
+    assert alone.settings == both[1].settings
+    with pytest.raises(PoolError, match="no trained Conductor"):
+        planners_of(str(tmp_path), pool)
 
 
 def test_a_contest_without_test_tasks_is_refused(ground: Ground, tmp_path: Path) -> None:

@@ -92,7 +92,7 @@ class Crew:
 
 
 def planned(bench: Bench, seeds: int = 1) -> Decider:
-    return bench.planned("conductor", "plans", Planner(bench.pool.planner), seeds=seeds)
+    return bench.planned("conductor", "plans", [Planner(bench.pool.planner)] * seeds)
 
 
 def measured(tasks: Sequence[Task] = SUMS) -> Measured:
@@ -232,7 +232,7 @@ async def test_a_decider_that_has_changed_is_tried_anew(tmp_path: Path) -> None:
     bench = Bench(Crew().pool())
     plain = planned(bench)
     told = replace(bench.pool.planning, most_steps=3)
-    other = bench.planned("conductor", "plans", Planner(bench.pool.planner, told))
+    other = bench.planned("conductor", "plans", [Planner(bench.pool.planner, told)])
     fewer = Bench(bench.pool.without("teller"))
 
     assert len({plain.digest, other.digest, planned(fewer).digest}) == 3
@@ -251,6 +251,22 @@ async def test_runs_are_in_the_journal_and_seeds_are_told_apart(tmp_path: Path) 
     assert sorted(each.seed for each in trials) == [0, 1]
     assert {each.run for each in trials} == {each.id for each in journal.runs()}
     assert outcomes_of(decider, measured(), tmp_path).scores.shape == (4, 2)
+
+
+async def test_conductor_models_that_were_trained_alike_are_seeds_of_one(tmp_path: Path) -> None:
+    """The second hands on to who says 3; its trials are its own."""
+    first, second = Crew(), Crew()
+    second.plan = PLAN.replace("0, 1", "1, 1")
+    bench = Bench(first.pool())
+    models = [Planner(bench.pool.planner), Planner(second.pool().planner)]
+    decider = bench.planned("conductor", "plans", models)
+
+    assert await carry_out_trials([decider], SUMS[:1], bench, tmp_path)
+
+    workers = {each.seed: each.workers for each in read_trials(tmp_path).values()}
+    assert workers == {0: {"adder": 1, "teller": 1}, 1: {"teller": 2}}
+    assert [name for name, _ in second.asked] == ["scribe"]
+    assert outcomes_of(decider, measured(), tmp_path).workers[0].tolist() == [0.25, 0.75]
 
 
 # -- plans that are given ------------------------------------------------------------------------

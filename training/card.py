@@ -14,6 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from conductor.config import TRAINED
 from conductor.prompt import brief_messages, plan_text
 from runtime import PACKAGED
 
@@ -113,7 +114,7 @@ def _read(folder: Path) -> _Folder:
         return dict(found)
 
     return _Folder(
-        json.loads((folder / "conductor.json").read_text(encoding="utf-8")),
+        json.loads((folder / TRAINED).read_text(encoding="utf-8")),
         read_rows(folder / "metrics.jsonl"),
         first_rounds(read_rows(folder / "rollouts.jsonl")),
         known("cold/training.json"),

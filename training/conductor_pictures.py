@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from conductor.config import TRAINED
 from grammar import to_svg, to_terminal
 
 from .intervals import Floats
@@ -578,7 +579,7 @@ def draw(folder: Path) -> list[Path]:
     samples = first_rounds(rollouts)
     if not rows or not samples:
         return []
-    about = folder / "conductor.json"
+    about = folder / TRAINED
     if about.exists():
         roster = json.loads(about.read_text(encoding="utf-8"))["roster"]
     else:

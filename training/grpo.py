@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import numpy as np
 from pydantic import Field, model_validator
 
-from conductor.config import load_pool
+from conductor.config import TRAINED, load_pool
 from conductor.prompt import brief_messages, plan_messages, revision_messages
 from grammar import decoding_grammar
 from runtime import (
@@ -70,7 +70,7 @@ if TYPE_CHECKING:
 
 FINISHED = "finished"
 """Folder of the last stage in the output; in it, ``before`` is what GRPO made."""
-METRICS, ROLLOUTS, ABOUT = "metrics.jsonl", "rollouts.jsonl", "conductor.json"
+METRICS, ROLLOUTS = "metrics.jsonl", "rollouts.jsonl"
 _TELLING = (
     *("reward", "parse", "correct", "flat", "masked"),
     *("steps", "tokens", "entropy", "seconds", "throughput"),
@@ -1135,7 +1135,7 @@ def _write(
         "last": dict(last),
         "machine": machine(),
     }
-    (recipe.output / ABOUT).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+    (recipe.output / TRAINED).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
     if recipe.pictures:
         draw(recipe.output)
     write_card(recipe.output)

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from conductor import Planner
-from conductor.config import conducted
+from conductor.config import TRAINED, conducted
 from conductor.router import HEAD, SETTINGS, Encoder, Router, probabilities
 from runtime import LocalWorker, Pool
 
@@ -100,8 +100,9 @@ class LineUp:
     """Of :data:`NAMES`."""
     routers: Mapping[str, tuple[Path, ...]] | None = None
     """Folders of routers by name; several of one name are seeds of one training."""
-    conductors: Mapping[str, Planner] | None = None
-    """Conductor models by name, beside the pool's own."""
+    conductors: Mapping[str, tuple[Planner, ...]] | None = None
+    """Conductor models by name, beside the pool's own; several of one name are seeds of one
+    training."""
     rounds: tuple[int, ...] = (1,)
     """Most rounds of planning; Conductor models are tried with each."""
     calls: tuple[int, ...] = ()
@@ -235,7 +236,10 @@ def carried_out(lineup: LineUp, bench: Bench, tested: Measured, choices: Choices
             case "conductor" | "conductor-free":
                 held = name == "conductor"
                 found += _planned(
-                    lineup, bench, name, Planner(pool.planner, pool.planning, constrained=held)
+                    lineup,
+                    bench,
+                    name,
+                    (Planner(pool.planner, pool.planning, constrained=held),),
                 )
             case "random-plans":
                 most = pool.planning.most_steps
@@ -258,8 +262,8 @@ def carried_out(lineup: LineUp, bench: Bench, tested: Measured, choices: Choices
                 about = f"all {len(names)} workers, then {choices.best} reads them and decides"
                 last = [choices.best, choices.best_composed]
                 found.append(bench.given(name, about, mixed, calls=len(names) + 1, told=last))
-    for name, model in (lineup.conductors or {}).items():
-        found += _planned(lineup, bench, name, model)
+    for name, models in (lineup.conductors or {}).items():
+        found += _planned(lineup, bench, name, models)
     for name, folders in (lineup.routers or {}).items():
         routers = [Router.load(folder).on(pool) for folder in folders]
         if routers[0].roles and lineup.has("routers"):
@@ -269,14 +273,16 @@ def carried_out(lineup: LineUp, bench: Bench, tested: Measured, choices: Choices
     return found
 
 
-def _planned(lineup: LineUp, bench: Bench, name: str, model: Planner) -> list[Decider]:
-    """A Conductor model with each number of rounds."""
+def _planned(lineup: LineUp, bench: Bench, name: str, models: Sequence[Planner]) -> list[Decider]:
+    """A Conductor model, or several that were trained alike, with each number of rounds."""
+    model = models[0]
+    among = f", {len(models)} seeds" * (len(models) > 1)
     how = "" if model.constrained and model.worker.constrains else ", not held to the grammar"
     return [
         bench.planned(
             _among(name, rounds, lineup.rounds),
-            f"{model.worker.name} writes plans{how}, {rounds} round{'s' * (rounds > 1)}",
-            model,
+            f"{model.worker.name} writes plans{how}, {rounds} round{'s' * (rounds > 1)}{among}",
+            models,
             rounds=rounds,
         )
         for rounds in lineup.rounds
@@ -288,23 +294,26 @@ def _among(name: str, number: int, several: Sequence[int]) -> str:
     return f"{name}@{number}" if len(several) > 1 else name
 
 
-def planner_of(what: str, pool: Pool) -> Planner:
-    """Find a Conductor model.
+def planners_of(what: str, pool: Pool) -> tuple[Planner, ...]:
+    """Find a Conductor model, or several that were trained alike.
 
     Args:
         what: A worker of the pool, which is asked as the pool says; a pool file, whose planner
-            is asked as that file says; or the folder of a trained Conductor, which is not held to
-            the grammar here: what it writes freely is to be told.
+            is asked as that file says; the folder of a trained Conductor, which is not held to
+            the grammar here: what it writes freely is to be told; or a folder with several of
+            these, a seed each.
         pool: Whose workers it plans for.
 
     Raises:
         PoolError: If it is none of these.
     """
-    if Path(what).is_dir() and what not in pool.names:
-        trained = conducted(pool, Path(what))
-        return Planner(trained.planner, trained.planning, constrained=False)
+    if (folder := Path(what)).is_dir() and what not in pool.names:
+        alone = (folder / TRAINED).is_file()
+        several = sorted(each.parent for each in folder.glob(f"*/{TRAINED}")) if not alone else []
+        teams = [conducted(pool, each) for each in several or [folder]]
+        return tuple(Planner(team.planner, team.planning, constrained=False) for team in teams)
     if what in pool.names or not Path(what).is_file():
-        return Planner(pool[what], pool.planning)
+        return (Planner(pool[what], pool.planning),)
     other = Pool.load(what)
     planner = other.planner
     if isinstance(planner, LocalWorker):
@@ -314,7 +323,7 @@ def planner_of(what: str, pool: Pool) -> Planner:
                 planner.model.engine,
             ):
                 planner.model = each.model  # the weights are in memory once
-    return Planner(planner, other.planning)
+    return (Planner(planner, other.planning),)
 
 
 def _parts(task: Task, seed: int, choices: Choices) -> Any:

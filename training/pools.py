@@ -18,7 +18,7 @@ from pathlib import Path
 import anyio
 import numpy as np
 
-from conductor.config import load_pool
+from conductor.config import TRAINED, load_pool
 from conductor.prompt import plan_text
 from conductor.router import Router
 from grammar import Plan
@@ -78,7 +78,7 @@ async def measure(
         seed: Of the draws.
     """
     roster = pool.names
-    about = json.loads((folder / "conductor.json").read_text(encoding="utf-8"))
+    about = json.loads((folder / TRAINED).read_text(encoding="utf-8"))
     model = next((w.model for w in pool if isinstance(w, LocalWorker)), LocalModel(about["model"]))
     conductor = LocalWorker("conductor", model, adapter=folder)
     rollouts = Rollouts(pool, roster, cache=cache)

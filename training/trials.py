@@ -266,32 +266,27 @@ class Bench:
         self,
         name: str,
         about: str,
-        planner: Planner,
+        planners: Sequence[Planner],
         *,
         rounds: int = 1,
-        seeds: int = 1,
     ) -> Decider:
-        """A Conductor model that writes plans, which are carried out.
+        """Conductor models that write plans, which are carried out; each is a seed.
 
         Args:
             name: Of the decider.
             about: What it is.
-            planner: The model, and how it is asked.
+            planners: One or more that were trained alike, and how they are asked.
             rounds: Most rounds of planning.
-            seeds: How often each task is tried; a planner that samples gets the seed.
         """
 
         async def answer(task: Task, seed: int) -> Trial:
-            settings = replace(
-                planner.settings, sampling=replace(planner.settings.sampling, seed=seed)
-            )
-            one = replace(planner, settings=settings) if seeds > 1 else planner
-            team = self._team(one)
-            run = await team.arun(task.question, rounds=rounds)
+            run = await self._team(planners[seed]).arun(task.question, rounds=rounds)
             return await graded(trial_of(decider, task, seed, run, self.pool), task, run)
 
-        told = [planner.worker.identity, repr(planner.settings), planner.constrained, rounds, seeds]
-        decider = self._decider(name, about, told, answer, 1 + 2.5 * rounds, seeds)
+        told = [[each.worker.identity, repr(each.settings), each.constrained] for each in planners]
+        decider = self._decider(
+            name, about, [told, rounds], answer, 1 + 2.5 * rounds, len(planners)
+        )
         return decider
 
     def given(

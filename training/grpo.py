@@ -1006,8 +1006,9 @@ def _learn(
         ),
     )
     # Players keep to half the cores, though nothing else runs meanwhile: where two teams of threads
-    # are more than there are cores, OpenMP lets them sleep between products, and waking takes longer
-    # than most of these do (on two cores 3.3 s instead of 2.0 for an update of the last stage).
+    # are more than there are cores, OpenMP lets them sleep between products, and waking one takes
+    # longer than most of these do (on two cores 3.3 s instead of 2.0 for an update of the last
+    # stage).
     torch.set_num_threads(recipe.threads)
     model, tokenizer = _loaded(recipe, adapter)
     decoder = _plain(recipe, precision) if recipe.engine == "in-process" else None

@@ -110,8 +110,11 @@ def test_figures_are_told_as_they_are_given(folder: Path) -> None:
     text = written(
         folder,
         parse=Interval(0.99, 0.97, 1.0),
+        told="All of them were valid.",
         held_out={"this one": "0.80 [0.76, 0.83]", "tasks": 1400},
     )
+
+    assert "\n\nAll of them were valid.\n\n" in text and "| told" not in text
 
     assert "| parse    | 0.990 [0.970, 1.000] |" in text
     assert "| this one | 0.80 [0.76, 0.83] |\n| tasks    | 1,400             |" in text
@@ -143,6 +146,8 @@ def test_it_says_whether_a_last_stage_followed(folder: Path, tmp_path: Path) -> 
     text = written(target)
 
     assert "**At last**: 100 updates of SFT, 8 plans each, 8 minutes, on questions in many" in text
+    assert "In GRPO, sampled, at its end, before the last stage:" in text
+    assert "## What it learned\n\nThis is of GRPO, before the last stage" in text
 
 
 def test_it_says_what_else_moved_it(folder: Path, tmp_path: Path) -> None:

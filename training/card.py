@@ -71,8 +71,8 @@ def write_card(folder: Path, figures: Mapping[str, Any] = {}) -> Path:
 
     Args:
         folder: Of a training that is over, pictures included if there are to be any.
-        figures: What was measured, by what it is: a number, a text, an :class:`Interval`, or a
-            mapping of these, which gets a table of its own.
+        figures: What was measured, by what it is: a number, an :class:`Interval`, a text, which
+            gets a paragraph of its own, or a mapping of these, which gets a table of its own.
 
     Returns:
         The file.
@@ -344,10 +344,11 @@ def _adjusted(run: Mapping[str, Any]) -> str:
 
 
 def _figures(of: _Folder, figures: Mapping[str, Any]) -> str:
-    plain = {name: each for name, each in figures.items() if not isinstance(each, Mapping)}
-    parts = []
-    if plain:
-        rows = [[name, _told(each)] for name, each in plain.items()]
+    parts = [each for each in figures.values() if isinstance(each, str)]
+    rows = [
+        [name, _told(each)] for name, each in figures.items() if not isinstance(each, str | Mapping)
+    ]
+    if rows:
         parts.append(table(["measured", ""], rows, left=2))
     for name, group in figures.items():
         if isinstance(group, Mapping):
@@ -370,7 +371,8 @@ def _figures(of: _Folder, figures: Mapping[str, Any]) -> str:
         if last.get(name) is not None
     ]
     if rows:
-        parts.append("In training, sampled, at its end:")
+        before = ", before the last stage" * bool(of.finished)
+        parts.append(f"In GRPO, sampled, at its end{before}:")
         parts.append(table(["training", ""], rows, left=2))
     return "\n\n".join(parts)
 
@@ -391,7 +393,8 @@ def _told(value: Any) -> str:
 def _learned(of: _Folder) -> Iterator[str]:
     if not of.samples:
         return
-    parts = [
+    parts = ["This is of GRPO, before the last stage, which taught it teams."] * bool(of.finished)
+    parts += [
         f"![{name}]({FOLDER}/{name}.svg)\n\n{PICTURES[name]}"
         for name in of.pictures
         if name != "plans"

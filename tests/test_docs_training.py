@@ -59,15 +59,18 @@ def test_the_pool_file_serves_it_beside_the_orchestra(tmp_path: Path) -> None:
     assert not pool.planning.constrained
 
 
+@pytest.mark.parametrize(
+    ("number", "calls"),
+    [(2, [43 * 7 * 6, 40 * 5 * 6, 12 * 8 * 6, 2 * 8 * 6]), (3, [12 * 12 * 6])],
+)
 def test_the_evaluation_is_of_as_many_tasks_as_the_page_says(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    number: int, calls: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Labels are counted, evaluations read what they made: both are long."""
-    *labels, first, second = (shlex.split(line)[1:] for line in block("sh", 2).splitlines())
+    *labels, first, second = (shlex.split(line)[1:] for line in block("sh", number).splitlines())
     monkeypatch.chdir(tmp_path)
     (tmp_path / "conductor").symlink_to(ROOT / "conductor")
 
-    calls = [12 * 12 * 6, 12 * 8 * 6, 2 * 8 * 6]
     for words, count in zip(labels, calls, strict=True):
         told = CliRunner().invoke(app, [*words, "--dry-run"])
         assert told.exit_code == 0, told.output
@@ -75,7 +78,7 @@ def test_the_evaluation_is_of_as_many_tasks_as_the_page_says(
     for words in (first, second):
         told = CliRunner().invoke(app, words)
         assert told.exit_code == 2
-        assert "no labels in held-out" in told.stderr, "the first thing that it lacks"
+        assert f"no labels in {words[1]}" in told.stderr, "the first thing that it lacks"
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")

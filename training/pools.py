@@ -151,6 +151,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run from the command line; see the module's docstring."""
     parser = argparse.ArgumentParser(prog="python -m training.pools")
     parser.add_argument("folder", type=Path, help="of the trained Conductor")
+    parser.add_argument(
+        "-o", "--out", type=Path, default=Path("pools"), help="where the table and replies go"
+    )
     parser.add_argument("--pool", default="orchestra")
     parser.add_argument("--tasks", type=int, default=120, help="about so many")
     parser.add_argument("--composed", type=float, default=0.5, help="share of composed ones")
@@ -170,8 +173,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for worker in pool:
         if isinstance(worker, LocalWorker):
             worker.model.threads = chosen.threads
-    kept = chosen.folder / "pools"
-    kept.mkdir(exist_ok=True)
+    kept: Path = chosen.out
+    kept.mkdir(parents=True, exist_ok=True)
 
     async def measured() -> list[Scores]:
         return await measure(

@@ -308,9 +308,7 @@ def planners_of(what: str, pool: Pool) -> tuple[Planner, ...]:
         PoolError: If it is none of these.
     """
     if (folder := Path(what)).is_dir() and what not in pool.names:
-        alone = (folder / TRAINED).is_file()
-        several = sorted(each.parent for each in folder.glob(f"*/{TRAINED}")) if not alone else []
-        teams = [conducted(pool, each) for each in several or [folder]]
+        teams = [conducted(pool, each) for each in _alike(folder, TRAINED) or (folder,)]
         return tuple(Planner(team.planner, team.planning, constrained=False) for team in teams)
     if what in pool.names or not Path(what).is_file():
         return (Planner(pool[what], pool.planning),)
@@ -324,6 +322,13 @@ def planners_of(what: str, pool: Pool) -> tuple[Planner, ...]:
             ):
                 planner.model = each.model  # the weights are in memory once
     return (Planner(planner, other.planning),)
+
+
+def _alike(folder: Path, file: str) -> tuple[Path, ...]:
+    """The folder that has a file, or those in it that do: seeds of one training."""
+    if (folder / file).is_file():
+        return (folder,)
+    return tuple(sorted(each.parent for each in folder.glob(f"*/{file}")))
 
 
 def _parts(task: Task, seed: int, choices: Choices) -> Any:
@@ -344,9 +349,7 @@ def checkpoints(path: str | Path) -> tuple[Path, ...]:
         EvaluationError: If there is none.
     """
     folder = Path(path)
-    if (folder / SETTINGS).is_file():
-        return (folder,)
-    found = tuple(sorted(each.parent for each in folder.glob(f"*/{SETTINGS}")))
+    found = _alike(folder, SETTINGS)
     if not found:
         told = f"no router in {folder}: neither {SETTINGS} nor folders that have it"
         raise EvaluationError(f"{told}; `conductor train router` makes one")

@@ -122,6 +122,10 @@ def repair_messages(asked: tuple[Message, ...], text: str, error: PlanError) -> 
     return (*asked, Message("assistant", text or "(nothing)"), Message("user", demand))
 
 
+KEEP = "subtasks = []\nworkers = []\naccess = []\n"
+"""What a Conductor writes in a later round to keep the answer."""
+
+
 def revision_messages(asked: tuple[Message, ...], text: str, answer: str) -> tuple[Message, ...]:
     """Continue the conversation in a later round: the answer so far, to be kept or done better.
 

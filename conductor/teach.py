@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 train = typer.Typer(help="Train the deciders.", no_args_is_help=True)
 router = typer.Typer(help="The router: who is in it.", no_args_is_help=True)
 
-_LONG = "cold", "grpo", "finish"
+_LONG = "cold", "second", "grpo", "finish"
 """Stages of which each report is told."""
 _TASKS, _BOUNDS = "Which tasks", "Bounds"
 
@@ -671,6 +671,7 @@ def _stages(console: Console) -> Iterator[Callable[[Any], None]]:
         "svf": "bending",
         "es": "evolution",
         "cold": "cold start",
+        "second": "second rounds",
         "grpo": "GRPO",
         "finish": "last stage",
     }

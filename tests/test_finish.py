@@ -5,18 +5,21 @@ from __future__ import annotations
 import json
 from itertools import islice
 from pathlib import Path
+from random import Random
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 pytest.importorskip("peft")
 
-from conductor.prompt import brief_messages, plan_text
-from grammar import Plan, parse
+from conductor.prompt import KEEP, brief_messages, plan_text, revision_messages
+from grammar import Plan, parse, parse_revision
 from runtime import prompt_ids
 from training.cold_start import ColdStart, questions
 from training.cold_start import train as train_cold
-from training.finish import Finish, finish, own_plans
+from training.finish import Finish, finish, own_plans, second_round
 from training.sft import SFTRecipe, adapted_model
 from training.tasks import in_a_row
 from training.trie import scores_of
@@ -87,6 +90,7 @@ def test_it_goes_on_with_the_adapter_and_repeats_with_the_seed(
         "composed": 0.45,
         "fewest": 4,
         "seed": 2,
+        "second": 0.0,
     }
 
 
@@ -101,6 +105,73 @@ def test_where_nothing_is_learned_the_adapter_stays(
     before, after = (load_file(each / "adapter_model.safetensors") for each in (trained, tmp_path))
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@given(
+    workers=st.lists(st.sampled_from([0, 2, 3]), min_size=1, max_size=3),
+    there=st.sets(st.sampled_from([0, 2, 3]), min_size=1).map(sorted),
+    reply=st.text(max_size=20),
+    lot=st.randoms(use_true_random=False),
+)
+def test_second_rounds_keep_the_answer_or_give_one_step_to_somebody_else(
+    workers: list[int], there: list[int], reply: str, lot: Random
+) -> None:
+    asked = brief_messages("Why?", there)
+    text = plan_text(in_a_row(["{query}", "Check it.", "Decide."][: len(workers)], workers))
+
+    messages, again = second_round((asked, text), there, reply, lot)
+
+    assert messages == revision_messages(asked, text, reply)
+    plan = parse_revision(again)
+    if plan is None:
+        assert again == KEEP
+        return
+    first = parse(text)
+    assert (plan.subtasks, plan.access) == (first.subtasks, first.access)
+    changed = [at for at, step in enumerate(plan) if step.worker != workers[at]]
+    assert len(changed) == 1
+    assert plan.workers[changed[0]] in there
+
+
+def test_whether_second_rounds_keep_the_answer_is_chance_whatever_the_reply() -> None:
+    lesson = brief_messages("Why?", [0, 1]), plan_text(in_a_row(["{query}"], [0]))
+    lot = Random(5)
+
+    for reply in ("Because.", ""):
+        kept = sum(second_round(lesson, [0, 1], reply, lot)[1] == KEEP for _ in range(1000))
+        assert 450 < kept < 550
+    assert {second_round(lesson, [0], "No.", lot)[1] for _ in range(20)} == {KEEP}
+
+
+def test_a_share_of_second_rounds_is_learned_with_the_first_ones(
+    trained: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
+    """What is learned is seen by what it lowers: the loss of keeping, which else is not touched."""
+
+    def loss(folder: Path) -> float:
+        model, _, tokenizer = adapted_model(str(tiny_folder), RECIPE, folder)
+        task = TASKS[0]
+        ((asked, text),) = own_plans(model, tokenizer, [(task, (0, 1, 2))], 4)
+        prompt = prompt_ids(tokenizer, revision_messages(asked, text, task.answer))
+        ids = tokenizer(KEEP, add_special_tokens=False).input_ids
+        with torch.inference_mode():
+            ((logps, _),) = scores_of(model, [prompt], [ids])
+        return -float(logps.mean())
+
+    alone, both = (
+        finish(
+            trained,
+            tmp_path / str(share),
+            4,
+            Finish(12, 4, second=share),
+            RECIPE,
+            model=str(tiny_folder),
+        )
+        for share in (0.0, 0.5)
+    )
+
+    assert alone != both
+    assert loss(tmp_path / "0.5") < loss(tmp_path / "0.0")
 
 
 def test_what_is_learned_are_valid_plans_of_who_is_there(trained: Path, tiny_folder: Path) -> None:

@@ -259,12 +259,13 @@ def test_a_training_that_was_stopped_goes_on_as_if_it_had_not(
     assert one.read_bytes() == other.read_bytes()
 
 
-@pytest.mark.parametrize("stage", ["cold", "finish"])
+@pytest.mark.parametrize("stage", ["cold", "second", "finish"])
 def test_the_stages_before_and_after_can_be_stopped_too(
     stage: str, tiny: Path, tmp_path: Path
 ) -> None:
-    begin = {"adapter": None, "updates": 3, "batch": 2, "rank": 2}
-    short = {"begin": begin, "grpo": {"updates": 1}, "finish": {"updates": 3, "batch": 2}}
+    begin = {"adapter": None, "updates": 3, "batch": 2, "rank": 2, "second": 2}
+    learning = {"updates": 1, "rounds": 2}
+    short = {"begin": begin, "grpo": learning, "finish": {"updates": 3, "batch": 2}}
     folders = [tmp_path / "whole", tmp_path / "stopped"]
     for folder in folders:
         folder.mkdir()
@@ -282,7 +283,7 @@ def test_the_stages_before_and_after_can_be_stopped_too(
     assert (first.finished, first.updates) == (False, int(stage == "finish"))
     assert at[-1] == stage
     assert grpo.train(stopped, resume=True, pool=workers()).finished
-    for name in ("cold", ".", "finished"):
+    for name in ("cold", "second", ".", "finished"):
         one, other = (each / name / "adapter_model.safetensors" for each in folders)
         assert one.read_bytes() == other.read_bytes()
 
@@ -382,6 +383,52 @@ def test_two_rounds_are_groups_of_their_own(tiny: Path, tmp_path: Path) -> None:
             assert first["reward"] is None  # a blend with the unknown is unknown
         else:
             assert first["reward"] == 0.75 * 0.5 + 0.25 * second["reward"]
+
+
+def test_the_form_of_second_rounds_is_learned_between_cold_start_and_grpo(
+    tiny: Path, tmp_path: Path
+) -> None:
+    how = recipe(
+        tiny, tmp_path, begin={"second": 2}, grpo={"rounds": 2, "updates": 1, "rate": 1e-30}
+    )
+    told: list[Told] = []
+
+    grpo.train(how, pool=workers(), progress=told.append)
+
+    stages = list(dict.fromkeys((each.stage, each.done) for each in told))
+    assert [each for each in stages if each[1] in (0, 2) or each[0] == "grpo"] == [
+        ("second", 0),
+        ("second", 2),
+        ("grpo", 0),
+        ("grpo", 1),
+    ]
+    from safetensors.torch import load_file
+
+    about = json.loads((tmp_path / "second" / "training.json").read_text())["finish"]
+    assert about["second"] == 0.5
+    before, after, ended = (
+        load_file(each / "adapter_model.safetensors")
+        for each in (tiny / "adapter", tmp_path / "second", tmp_path)
+    )
+    assert any(not torch.equal(before[name].half(), after[name]) for name in before)
+    assert all(torch.equal(after[name], ended[name]) for name in after), "GRPO goes on with it"
+
+
+@pytest.mark.parametrize(
+    ("tables", "told"),
+    [
+        ({"begin": {"second": 2}}, "begin.second takes grpo.rounds = 2"),
+        (
+            {"begin": {"second": 2, "adapter": None, "updates": 0}, "grpo": {"rounds": 2}},
+            "begin.second takes an adapter, and begin makes none",
+        ),
+    ],
+)
+def test_second_rounds_take_what_they_follow(
+    tables: dict[str, Any], told: str, tiny: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=told):
+        recipe(tiny, tmp_path, **tables)
 
 
 def test_a_recipe_that_trl_does_not_take_is_told(tiny: Path, tmp_path: Path) -> None:

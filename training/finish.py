@@ -7,6 +7,12 @@ Conductor would name if the part were the question; another is handed on to whom
 the question came in words that it knows. So nothing new is learned about who is good at what: skill
 at one step is put together to skill at several.
 
+Before GRPO of two rounds (recursion) the same teaches the form of second ones. A Conductor that was
+trained on single rounds plans whenever it is asked, so it never samples the word that keeps an
+answer, and GRPO cannot reward what is never sampled. Some plans then count as carried out, and the
+answer is kept or a step given to somebody else, by lot, whatever the reply: when to do which is
+left to GRPO to find out.
+
 This is self-distillation with the form of the plan given (on born-again networks: Furlanello et
 al., ICML 2018, arXiv 1805.04770), and GRPO's record says nothing of it: it has a record of its own,
 ``training.json``.
@@ -20,7 +26,8 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from conductor.prompt import brief_messages, plan_text
+from conductor.prompt import KEEP, brief_messages, plan_text, revision_messages
+from grammar import parse
 from runtime import prompt_ids
 
 from .cold_start import offered, questions
@@ -41,6 +48,8 @@ class Finish:
     fewest: int = 4
     """Fewest workers that a question offers; more, up to all, are as likely."""
     seed: int = 0
+    second: float = 0.0
+    """Share of plans that a second round follows, which is what is learned then."""
 
 
 _FEWEST = 100
@@ -77,6 +86,30 @@ def own_plans(
             named = [max(there, key=known[question].__getitem__) for question in task.alone]
             plan = in_a_row(task.usual_subtasks if task.parts else ["{query}"], named)
             yield brief_messages(task.question, there), plan_text(plan)
+
+
+def second_round(lesson: Lesson, there: Sequence[int], reply: str, lot: Random) -> Lesson:
+    """What a second round looks like: the answer is kept, or a step given to somebody else, by lot.
+
+    Args:
+        lesson: The first round.
+        there: Who is there.
+        reply: What the plan came to.
+        lot: The source of chance.
+
+    Returns:
+        What the Conductor is asked in view of the reply, and what it writes.
+    """
+    asked, text = lesson
+    plan = parse(text)
+    workers = [step.worker for step in plan]
+    at = lot.randrange(len(workers))
+    others = [number for number in there if number != workers[at]]
+    again = KEEP
+    if others and lot.random() < 0.5:
+        workers[at] = lot.choice(others)
+        again = plan_text(in_a_row(plan.subtasks, workers))
+    return revision_messages(asked, text, reply), again
 
 
 def _likelihoods(
@@ -149,6 +182,12 @@ def finish(
             return []
         if len(lessons) % 100 == 0:
             progress(f"0/{how.updates} chose {len(lessons)} plans of {len(asked)}")
+    if how.second:
+        replies = [task.answer for task in tasks if task.answer]
+        for at, (task, there) in enumerate(asked):
+            if random.random() < how.second:
+                reply = random.choice([task.answer or replies[0], random.choice(replies)])
+                lessons[at] = second_round(lessons[at], there, reply, random)
     random.shuffle(lessons)
 
     def batch(update: int) -> list[Lesson]:

@@ -70,6 +70,8 @@ if TYPE_CHECKING:
 
 FINISHED = "finished"
 """Folder of the last stage in the output; in it, ``before`` is what GRPO made."""
+SECOND = "second"
+"""Folder of the adapter that knows the form of second rounds, in the output."""
 METRICS, ROLLOUTS = "metrics.jsonl", "rollouts.jsonl"
 _TELLING = (
     *("reward", "parse", "correct", "flat", "masked"),
@@ -78,6 +80,9 @@ _TELLING = (
 """Metrics that are summed up at the end."""
 _OURS = "output_dir", "logging_dir", "run_name"
 """Settings of TRL that follow from the output."""
+_SECOND_BATCH, _SECOND_RATE = 8, 1e-3
+_HALF = 0.5
+"""Share of second rounds where their form is learned, and of composed questions."""
 _WIDEST = 256
 """Most calls that a model in this process answers at once: nobody waits for the first of them."""
 _MARK = "complete"
@@ -96,6 +101,9 @@ class Begin(Table):
     rank: int = Field(default=8, ge=1)
     composed: float = Field(default=0.4, ge=0, le=1)
     """Share of composed questions; of more than half, simple ones are taken apart as well."""
+    second: int = Field(default=0, ge=0)
+    """Updates that follow for grpo.rounds = 2, in which the form of second rounds is learned; see
+    :mod:`training.finish`."""
 
 
 class Tasks(Table):
@@ -228,6 +236,10 @@ class Recipe(Table):
             raise ValueError('constrained = true takes engine = "in-process"')
         if self.engine != "in-process" and self.grpo.rounds == 2:
             raise ValueError('grpo.rounds = 2 takes engine = "in-process"')
+        if self.begin.second and self.grpo.rounds == 1:
+            raise ValueError("begin.second takes grpo.rounds = 2")
+        if self.begin.second and not (self.begin.updates or self.begin.adapter):
+            raise ValueError("begin.second takes an adapter, and begin makes none")
         if self.finish.updates and not (self.begin.updates or self.begin.adapter):
             raise ValueError("finish.updates takes an adapter, and begin makes none")
         return self
@@ -836,6 +848,7 @@ def outline(recipe: Recipe) -> list[str]:
     return [
         f"roster: {', '.join(f'{at} {name}' for at, name in enumerate(roster))}",
         f"cold start: {recipe.begin.adapter or f'{recipe.begin.updates} updates'}",
+        *[f"the form of second rounds: {recipe.begin.second} updates"] * bool(recipe.begin.second),
         f"GRPO: {how.updates} updates of {how.questions} questions with {how.group} completions "
         f"each{rounds}, {how.updates * size:,} in all",
         *[f"last stage: {recipe.finish.updates} updates"] * bool(recipe.finish.updates),
@@ -845,7 +858,7 @@ def outline(recipe: Recipe) -> list[str]:
 
 def forget(recipe: Recipe) -> None:
     """Forget a training that was stopped, its cold start included."""
-    for name in ("checkpoints", "cold", FINISHED):
+    for name in ("checkpoints", "cold", SECOND, FINISHED):
         shutil.rmtree(recipe.output / name, ignore_errors=True)
     for name in (METRICS, ROLLOUTS):
         (recipe.output / name).unlink(missing_ok=True)
@@ -917,6 +930,10 @@ def train(
         adapter = output / "cold"
         if not _cold(recipe, len(roster), adapter, progress, over):
             return Trained(output, finished=False, updates=0, last={})
+    if adapter is not None and recipe.begin.second:
+        begun, adapter = adapter, output / SECOND
+        if not _second(recipe, len(roster), begun, adapter, progress, over):
+            return Trained(output, finished=False, updates=0, last={})
     return _learn(recipe, pool, roster, adapter, kept, updates, progress, over)
 
 
@@ -953,6 +970,47 @@ def _cold(
     progress(Told("cold", 0, how.updates))
     losses = train_cold(folder, workers, cold, sft, model=recipe.model, progress=heard, stop=stop)
     return len(losses) == how.updates
+
+
+def _second(
+    recipe: Recipe,
+    workers: int,
+    source: Path,
+    folder: Path,
+    progress: Callable[[Told], None],
+    stop: Callable[[], bool],
+) -> bool:
+    """Let the form of second rounds follow, unless that was done; tell whether it is."""
+    if (folder / "training.json").exists():
+        return True
+    how = recipe.begin
+    form = Finish(how.second, _SECOND_BATCH, _HALF, recipe.tasks.fewest, recipe.seed, second=_HALF)
+    losses = _own(recipe, "second", source, folder, workers, form, _SECOND_RATE, progress, stop)
+    return len(losses) == how.second
+
+
+def _own(
+    recipe: Recipe,
+    stage: Literal["second", "finish"],
+    source: Path,
+    folder: Path,
+    workers: int,
+    how: Finish,
+    rate: float,
+    progress: Callable[[Told], None],
+    stop: Callable[[], bool],
+) -> list[float]:
+    """SFT on plans of the Conductor's own; see :func:`training.finish.finish`."""
+
+    def heard(line: str) -> None:
+        done, _, text = line.partition(" ")
+        progress(Told(stage, int(done.partition("/")[0]), how.updates, text))
+
+    progress(Told(stage, 0, how.updates))
+    sft = SFTRecipe(
+        rate=rate, seed=recipe.seed, threads=recipe.threads, precision=precision_of(recipe)
+    )
+    return finish(source, folder, workers, how, sft, model=recipe.model, progress=heard, stop=stop)
 
 
 def _learn(
@@ -1085,27 +1143,9 @@ def _finish(
     if record.exists() and weights.read_bytes() == was:
         return True
     record.unlink(missing_ok=True)
-
-    def heard(line: str) -> None:
-        done, _, text = line.partition(" ")
-        progress(Told("finish", int(done.partition("/")[0]), how.updates, text))
-
-    progress(Told("finish", 0, how.updates))
-    losses = finish(
-        folder / "before",
-        folder,
-        workers,
-        Finish(how.updates, how.batch, how.composed, recipe.tasks.fewest, recipe.seed),
-        SFTRecipe(
-            rate=how.rate,
-            seed=recipe.seed,
-            threads=recipe.threads,
-            precision=precision_of(recipe),
-        ),
-        model=recipe.model,
-        progress=heard,
-        stop=stop,
-    )
+    what = Finish(how.updates, how.batch, how.composed, recipe.tasks.fewest, recipe.seed)
+    source = folder / "before"
+    losses = _own(recipe, "finish", source, folder, workers, what, how.rate, progress, stop)
     return len(losses) == how.updates
 
 

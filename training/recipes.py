@@ -26,7 +26,7 @@ class Table(BaseModel):
 class Told:
     """How far a stage of a training is."""
 
-    stage: Literal["read", "sft", "svf", "es", "cold", "grpo", "finish"]
+    stage: Literal["read", "sft", "svf", "es", "cold", "second", "grpo", "finish"]
     done: int
     total: int
     text: str = ""

@@ -19,7 +19,7 @@ from grammar import Plan, parse, parse_revision
 from runtime import prompt_ids
 from training.cold_start import ColdStart, questions
 from training.cold_start import train as train_cold
-from training.finish import Finish, finish, own_plans, second_round
+from training.finish import Finish, finish, own_plans, second_round, written_plans
 from training.sft import SFTRecipe, adapted_model
 from training.tasks import in_a_row
 from training.trie import scores_of
@@ -105,6 +105,38 @@ def test_where_nothing_is_learned_the_adapter_stays(
     before, after = (load_file(each / "adapter_model.safetensors") for each in (trained, tmp_path))
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_written_plans_name_whom_it_finds_most_likely_at_each_step(
+    trained: Path, tiny_folder: Path
+) -> None:
+    """Scored one by one, where the module scores them together."""
+    model, _, tokenizer = adapted_model(str(tiny_folder), RECIPE, trained)
+    there = (0, 1, 3)
+
+    def likelihood(question: str, begun: str) -> float:
+        ids = tokenizer(begun, add_special_tokens=False).input_ids
+        prompt = prompt_ids(tokenizer, brief_messages(question, there))
+        with torch.inference_mode():
+            ((logps, _),) = scores_of(model, [prompt], [ids])
+        return float(logps.sum())
+
+    asked = [(task, there) for task in TASKS[:20]]
+    found = list(written_plans(model, tokenizer, asked))
+
+    assert len(found) == 20
+    for task, (messages, text) in zip(TASKS, found, strict=False):
+        assert messages == brief_messages(task.question, there)
+        subtasks = task.usual_subtasks if task.parts else ["{query}"]
+        told = ", ".join(f'"{each}"' for each in subtasks)
+        begun, named = f"subtasks = [{told}]\nworkers = [", []
+        for _ in subtasks:
+            best = max(there, key=lambda number: likelihood(task.question, f"{begun}{number}"))
+            named.append(best)
+            begun += f"{best}, "
+        assert text == plan_text(in_a_row(subtasks, named))
+    assert len({text.split("workers")[1] for _, text in found}) > 2
+    assert {len(parse(text)) for _, text in found} == {1, 2}
 
 
 @given(

@@ -88,6 +88,41 @@ def own_plans(
             yield brief_messages(task.question, there), plan_text(plan)
 
 
+def written_plans(
+    model: Any, tokenizer: Any, asked: Sequence[tuple[Task, Sequence[int]]]
+) -> Iterator[Lesson]:
+    """Give tasks with the plans that a finished Conductor writes for them, form given.
+
+    Each step is done by whom it finds most likely there, after those that it named before. Asked
+    about a part alone it may not know that any more: parts like "Write the digits of 80 backward."
+    are nothing that the last stage asks by themselves.
+
+    Args:
+        model: The Conductor, a causal LM with its body in ``model.model``.
+        tokenizer: Its tokenizer.
+        asked: Tasks, and who is there.
+    """
+    for at in range(0, len(asked), _AT_ONCE):
+        some = asked[at : at + _AT_ONCE]
+        subtasks = [task.usual_subtasks if task.parts else ["{query}"] for task, _ in some]
+        named: list[list[int]] = [[] for _ in some]
+        for step in range(max(map(len, subtasks))):
+            going = [which for which in range(len(some)) if step < len(subtasks[which])]
+            rows = [(which, number) for which in going for number in some[which][1]]
+            prompts = [brief_messages(task.question, there) for task, there in some]
+            texts = [
+                _up_to_worker(tokenizer, subtasks[which], [*named[which], number])
+                for which, number in rows
+            ]
+            ids = [prompt_ids(tokenizer, prompts[which]) for which, _ in rows]
+            likely = dict(zip(rows, _totals(model, ids, texts), strict=True))
+            for which in going:
+                best = max(some[which][1], key=lambda number: likely[which, number])
+                named[which].append(best)
+        for (task, there), parts, workers in zip(some, subtasks, named, strict=True):
+            yield brief_messages(task.question, there), plan_text(in_a_row(parts, workers))
+
+
 def second_round(lesson: Lesson, there: Sequence[int], reply: str, lot: Random) -> Lesson:
     """What a second round looks like: the answer is kept, or a step given to somebody else, by lot.
 
@@ -116,28 +151,32 @@ def _likelihoods(
     model: Any, tokenizer: Any, questions: Sequence[str], workers: int
 ) -> Iterator[list[float]]:
     """How likely it is that the Conductor hands each question on to each worker, in nats."""
-    import torch
-
     everybody = range(workers)
     prompts = [prompt_ids(tokenizer, brief_messages(each, everybody)) for each in questions]
-    texts = [_up_to_worker(tokenizer, number) for number in everybody]
-    with torch.inference_mode():
-        scored = scores_of(
-            model, [each for each in prompts for _ in everybody], texts * len(prompts)
-        )
-    totals = [float(logps.sum()) for logps, _ in scored]
+    texts = [_up_to_worker(tokenizer, ["{query}"], [number]) for number in everybody]
+    totals = _totals(model, [each for each in prompts for _ in everybody], texts * len(prompts))
     for at in range(0, len(totals), workers):
         yield totals[at : at + workers]
 
 
-def _up_to_worker(tokenizer: Any, number: int) -> list[int]:
-    """A plan that hands the question on, up to its worker: the rest hardly differs in likelihood.
+def _totals(model: Any, prompts: Sequence[list[int]], texts: Sequence[list[int]]) -> list[float]:
+    """How likely each text is after its prompt, in nats."""
+    import torch
+
+    with torch.inference_mode():
+        return [float(logps.sum()) for logps, _ in scores_of(model, prompts, texts)]
+
+
+def _up_to_worker(tokenizer: Any, subtasks: Sequence[str], named: Sequence[int]) -> list[int]:
+    """A plan up to the last worker named so far: the rest hardly differs in likelihood.
 
     Returns:
         Tokens.
     """
-    text = plan_text(in_a_row(["{query}"], [number]))
-    ids: list[int] = tokenizer(text[: text.index("]\naccess")], add_special_tokens=False).input_ids
+    text = plan_text(in_a_row(subtasks, [*named, *[0] * (len(subtasks) - len(named))]))
+    begun = text.index("workers = [") + len("workers = [")
+    text = text[:begun] + ", ".join(map(str, named))
+    ids: list[int] = tokenizer(text, add_special_tokens=False).input_ids
     return ids
 
 
@@ -176,7 +215,12 @@ def finish(
     asked = [(task, offered(random, workers, how.fewest)) for task in tasks]
     plain, _, tokenizer = adapted_model(model, recipe, source)
     lessons = []
-    for lesson in own_plans(plain, tokenizer, asked, workers):
+    plans = (
+        written_plans(plain, tokenizer, asked)
+        if how.second
+        else own_plans(plain, tokenizer, asked, workers)
+    )
+    for lesson in plans:
         lessons.append(lesson)
         if stop():
             return []

@@ -80,7 +80,7 @@ _TELLING = (
 """Metrics that are summed up at the end."""
 _OURS = "output_dir", "logging_dir", "run_name"
 """Settings of TRL that follow from the output."""
-_SECOND_BATCH, _SECOND_RATE = 8, 1e-3
+_SECOND_BATCH, _SECOND_RATE = 8, 5e-4
 _HALF = 0.5
 """Share of second rounds where their form is learned, and of composed questions."""
 _WIDEST = 256

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +18,7 @@ pytest.importorskip("peft")
 
 from conductor.prompt import KEEP, brief_messages, plan_text, revision_messages
 from grammar import Plan, parse, parse_revision
-from runtime import prompt_ids
+from runtime import Message, prompt_ids
 from training.cold_start import ColdStart, questions
 from training.cold_start import train as train_cold
 from training.finish import Finish, finish, own_plans, second_round, written_plans
@@ -36,6 +38,14 @@ def trained(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return folder
 
 
+def likelihood(model: Any, tokenizer: Any, asked: Sequence[Message], text: str) -> float:
+    """Of a text, in nats, scored alone."""
+    ids = tokenizer(text, add_special_tokens=False).input_ids
+    with torch.inference_mode():
+        ((logps, _),) = scores_of(model, [prompt_ids(tokenizer, asked)], [ids])
+    return float(logps.sum())
+
+
 def test_workers_are_those_that_it_would_name_for_each_part_alone(
     trained: Path, tiny_folder: Path
 ) -> None:
@@ -43,16 +53,13 @@ def test_workers_are_those_that_it_would_name_for_each_part_alone(
     model, _, tokenizer = adapted_model(str(tiny_folder), RECIPE, trained)
     there = (0, 1, 3)
 
-    def likelihood(question: str, number: int) -> float:
+    def likely(question: str, number: int) -> float:
         text = plan_text(Plan.of(["{query}"], [number], [[]]))
-        ids = tokenizer(text[: text.index("]\naccess")], add_special_tokens=False).input_ids
-        prompt = prompt_ids(tokenizer, brief_messages(question, range(4)))
-        with torch.inference_mode():
-            ((logps, _),) = scores_of(model, [prompt], [ids])
-        return float(logps.sum())
+        begun = text[: text.index("]\naccess")]
+        return likelihood(model, tokenizer, brief_messages(question, range(4)), begun)
 
     def named(question: str) -> int:
-        return max(there, key=lambda number: likelihood(question, number))
+        return max(there, key=lambda number: likely(question, number))
 
     asked = [(task, there) for task in TASKS[:20]]
     found = list(own_plans(model, tokenizer, asked, 4))
@@ -113,14 +120,6 @@ def test_written_plans_name_whom_it_finds_most_likely_at_each_step(
     """Scored one by one, where the module scores them together."""
     model, _, tokenizer = adapted_model(str(tiny_folder), RECIPE, trained)
     there = (0, 1, 3)
-
-    def likelihood(question: str, begun: str) -> float:
-        ids = tokenizer(begun, add_special_tokens=False).input_ids
-        prompt = prompt_ids(tokenizer, brief_messages(question, there))
-        with torch.inference_mode():
-            ((logps, _),) = scores_of(model, [prompt], [ids])
-        return float(logps.sum())
-
     asked = [(task, there) for task in TASKS[:20]]
     found = list(written_plans(model, tokenizer, asked))
 
@@ -131,9 +130,9 @@ def test_written_plans_name_whom_it_finds_most_likely_at_each_step(
         told = ", ".join(f'"{each}"' for each in subtasks)
         begun, named = f"subtasks = [{told}]\nworkers = [", []
         for _ in subtasks:
-            best = max(there, key=lambda number: likelihood(task.question, f"{begun}{number}"))
-            named.append(best)
-            begun += f"{best}, "
+            likely = [likelihood(model, tokenizer, messages, f"{begun}{each}") for each in there]
+            named.append(there[likely.index(max(likely))])
+            begun += f"{named[-1]}, "
         assert text == plan_text(in_a_row(subtasks, named))
     assert len({text.split("workers")[1] for _, text in found}) > 2
     assert {len(parse(text)) for _, text in found} == {1, 2}
@@ -183,12 +182,9 @@ def test_a_share_of_second_rounds_is_learned_with_the_first_ones(
     def loss(folder: Path) -> float:
         model, _, tokenizer = adapted_model(str(tiny_folder), RECIPE, folder)
         task = TASKS[0]
-        ((asked, text),) = own_plans(model, tokenizer, [(task, (0, 1, 2))], 4)
-        prompt = prompt_ids(tokenizer, revision_messages(asked, text, task.answer))
-        ids = tokenizer(KEEP, add_special_tokens=False).input_ids
-        with torch.inference_mode():
-            ((logps, _),) = scores_of(model, [prompt], [ids])
-        return -float(logps.mean())
+        ((asked, text),) = written_plans(model, tokenizer, [(task, (0, 1, 2))])
+        again = revision_messages(asked, text, task.answer)
+        return -likelihood(model, tokenizer, again, KEEP)
 
     alone, both = (
         finish(

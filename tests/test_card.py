@@ -150,6 +150,21 @@ def test_it_says_whether_a_last_stage_followed(folder: Path, tmp_path: Path) -> 
     assert "## What it learned\n\nThis is of GRPO, before the last stage" in text
 
 
+def test_it_says_how_second_rounds_began(folder: Path, tmp_path: Path) -> None:
+    assert "second rounds" not in written(folder)
+    recipe = json.loads((folder / "conductor.json").read_text(encoding="utf-8"))["recipe"]
+    target = changed(folder, tmp_path, recipe=recipe | {"grpo": {**recipe["grpo"], "rounds": 2}})
+    (target / "second").mkdir()
+    record = {"seconds": 300, "finish": {"updates": 40, "batch": 8, "second": 0.5}}
+    (target / "second" / "training.json").write_text(json.dumps(record), encoding="utf-8")
+
+    text = written(target)
+
+    told = "40 updates of SFT, 8 lessons each, 5 minutes. In about 50% of them its own plan"
+    assert f"**The form of second rounds**: {told}" in text
+    assert "2,560 completions in all (first rounds)." in text
+
+
 def test_it_says_what_else_moved_it(folder: Path, tmp_path: Path) -> None:
     assert "Beside the reward" not in written(folder)
     recipe = json.loads((folder / "conductor.json").read_text(encoding="utf-8"))["recipe"]

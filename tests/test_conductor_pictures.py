@@ -156,6 +156,19 @@ def test_what_pays_is_told_in_figures(folder: Path) -> None:
     assert len(labels) == len(share.patches)
 
 
+def test_all_that_second_rounds_can_make_of_an_answer_is_named_within_the_picture() -> None:
+    plan = Plan.of(["{query}"], [0], [[]])
+    figure = rounds([(sample("Q?", plan), kind) for kind in Second])
+
+    figure.draw_without_rendering()
+
+    (legend,) = figure.legends
+    assert [each.get_text() for each in legend.get_texts()] == [str(kind) for kind in Second]
+    box, page = legend.get_window_extent(), figure.bbox
+    assert page.x0 <= box.x0
+    assert box.x1 <= page.x1
+
+
 def test_second_rounds_are_drawn_by_family() -> None:
     plan = Plan.of(["A."], [0], [[]])
 

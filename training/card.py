@@ -94,6 +94,8 @@ class _Folder:
     samples: Sequence[Sample]
     cold: Mapping[str, Any]
     """Record of the cold start; empty if there was none."""
+    second: Mapping[str, Any]
+    """Record of the form of second rounds; empty if it was not learned."""
     finished: Mapping[str, Any]
     """Record of the last stage; empty if there was none."""
     rank: int | None
@@ -118,6 +120,7 @@ def _read(folder: Path) -> _Folder:
         read_rows(folder / "metrics.jsonl"),
         first_rounds(read_rows(folder / "rollouts.jsonl")),
         known("cold/training.json"),
+        known("second/training.json"),
         known("finished/training.json"),
         known("adapter_config.json").get("r"),
         sum(each.stat().st_size for each in folder.glob("*.safetensors")) / 1e6,
@@ -280,6 +283,14 @@ def _trained(of: _Folder) -> str:
             f"{took}, on the form of plans only. Workers were drawn by lot, so nothing about who "
             f"is good is in it."
         )
+    if of.second:
+        form = of.second["finish"]
+        parts.append(
+            f"**The form of second rounds**: {form['updates']} updates of SFT, {form['batch']} "
+            f"lessons each, {of.second['seconds'] / 60:.0f} minutes. In about "
+            f"{form['second']:.0%} of them its own plan counted as carried out, and the answer "
+            f"was kept or a step given to somebody else, by lot, whatever the reply."
+        )
     seconds, calls, cached = (
         sum(row[name] for row in of.metrics) for name in ("seconds", "calls", "cached")
     )
@@ -304,7 +315,8 @@ def _trained(of: _Folder) -> str:
     parts.append(
         f"**Data**: {questions:,} different questions that `training/families.py` drew, training "
         f"items in trained phrasings only, of {len(families)} families: {', '.join(families)}. "
-        f"{len(of.samples):,} completions in all. No data of other people."
+        f"{len(of.samples):,} completions in all{' (first rounds)' if how['rounds'] == 2 else ''}. "
+        f"No data of other people."
     )
     if of.finished:
         how = of.finished["finish"]

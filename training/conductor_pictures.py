@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -217,11 +218,15 @@ def _legend(figure: Figure, styles: Mapping[str, tuple[str, str]], *lines: Any) 
         Patch(facecolor=colour, hatch=hatch, edgecolor=INK, lw=0.4, label=name)
         for name, (colour, hatch) in styles.items()
     ]
-    count = len(spots) + len(lines)
+    handles = [*spots, *lines]
+    # Inches of 8-point letters, and of what stands round each name: legends are not broken of
+    # themselves, and one that is wider than its figure is cut off.
+    wide = sum(0.06 * len(str(each.get_label())) + 0.55 for each in handles)
+    rows = max(1, math.ceil(wide / figure.get_figwidth()))
     figure.legend(
-        handles=[*spots, *lines],
+        handles=handles,
         loc="outside upper center",
-        ncols=count if count <= 7 else -(-count // 2),
+        ncols=math.ceil(len(handles) / rows),
         fontsize=8,
         frameon=False,
     )

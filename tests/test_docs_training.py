@@ -36,7 +36,7 @@ def test_the_recipe_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_prompt_is_the_one_that_is_shown() -> None:
-    query = "Add 62 and 87, then reverse the digits of the sum."
+    query = "Add 25 and 61, then reverse the digits of the sum."
     system, user = brief_messages(query, [0, 2, 5])
 
     shown = f"system: {system.content}\nuser:   " + user.content.replace("\n", "\n        ") + "\n"

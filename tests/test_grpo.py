@@ -431,6 +431,16 @@ def test_second_rounds_take_what_they_follow(
         recipe(tiny, tmp_path, **tables)
 
 
+def test_what_several_keys_make_wrong_is_told_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.toml"
+    path.write_text('output = "here"\n[begin]\nsecond = 2\n', encoding="utf-8")
+
+    with pytest.raises(RecipeError) as caught:
+        grpo.read_recipe(path)
+
+    assert str(caught.value) == f"{path}: begin.second takes grpo.rounds = 2"
+
+
 def test_a_recipe_that_trl_does_not_take_is_told(tiny: Path, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"\[trl\]: .*no_such_setting"):
         grpo.config_of(recipe(tiny, tmp_path, trl={"no_such_setting": 1}))

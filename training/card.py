@@ -263,7 +263,7 @@ def _use(of: _Folder) -> str:
     return (
         f"In a pool file that has the workers of the roster, or some of them:\n\n"
         f"```toml\n{fenced}\n```\n\n"
-        '```sh\nconductor run --pool pool.toml "Add 62 and 87, then reverse the digits of the '
+        '```sh\nconductor run --pool pool.toml "Add 25 and 61, then reverse the digits of the '
         'sum."\n```\n\n'
         "`conductor show` then tells the plan, who answered what, and what it cost. With "
         "`constrained = true` every completion is a plan, by force."

@@ -94,4 +94,6 @@ def _problem(of: type[BaseModel], problem: Mapping[str, Any]) -> str:
         case "missing":
             return f"{key} is missing"
         case _:
-            return f"{key}: {problem['msg'][:1].lower()}{problem['msg'][1:]}"
+            told = problem["msg"].removeprefix("Value error, ")
+            told = f"{told[:1].lower()}{told[1:]}"
+            return f"{key}: {told}" if key else told  # what several keys make wrong has no place

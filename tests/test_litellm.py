@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
@@ -189,9 +189,12 @@ def test_settings_that_a_pool_would_not_take_are_left_out() -> None:
 
 @settings(max_examples=30, deadline=None)
 @given(st.text(min_size=1, max_size=80), st.text(min_size=1))
+@example("0", "\x85")
 def test_any_names_come_to_a_pool_or_to_a_reason(alias: str, model: str) -> None:
-    """And the model's name comes back from the pool as it was."""
+    """And the model's name comes back from the pool as YAML has it: it folds some line breaks."""
     import json
+
+    import yaml
 
     params = {**LOCAL, "model": f"openai/{model}"}
     entries = [{"model_name": alias, "litellm_params": params}] * 2
@@ -204,4 +207,6 @@ def test_any_names_come_to_a_pool_or_to_a_reason(alias: str, model: str) -> None
         return
 
     read = tomllib.loads(imported.text)["workers"].values()
-    assert [each["model"].replace("$$", "$") for each in read] == [model, model]
+    written = yaml.safe_load(text)["model_list"][0]["litellm_params"]["model"]
+    named = written.removeprefix("openai/")
+    assert [each["model"].replace("$$", "$") for each in read] == [named, named]

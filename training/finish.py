@@ -105,22 +105,23 @@ def written_plans(
     for at in range(0, len(asked), _AT_ONCE):
         some = asked[at : at + _AT_ONCE]
         subtasks = [task.usual_subtasks if task.parts else ["{query}"] for task, _ in some]
+        messages = [brief_messages(task.question, there) for task, there in some]
+        prompts = [prompt_ids(tokenizer, each) for each in messages]
         named: list[list[int]] = [[] for _ in some]
         for step in range(max(map(len, subtasks))):
             going = [which for which in range(len(some)) if step < len(subtasks[which])]
             rows = [(which, number) for which in going for number in some[which][1]]
-            prompts = [brief_messages(task.question, there) for task, there in some]
             texts = [
                 _up_to_worker(tokenizer, subtasks[which], [*named[which], number])
                 for which, number in rows
             ]
-            ids = [prompt_ids(tokenizer, prompts[which]) for which, _ in rows]
-            likely = dict(zip(rows, _totals(model, ids, texts), strict=True))
+            totals = _totals(model, [prompts[which] for which, _ in rows], texts)
+            likely = dict(zip(rows, totals, strict=True))
             for which in going:
                 best = max(some[which][1], key=lambda number: likely[which, number])
                 named[which].append(best)
-        for (task, there), parts, workers in zip(some, subtasks, named, strict=True):
-            yield brief_messages(task.question, there), plan_text(in_a_row(parts, workers))
+        for asking, parts, workers in zip(messages, subtasks, named, strict=True):
+            yield asking, plan_text(in_a_row(parts, workers))
 
 
 def second_round(lesson: Lesson, there: Sequence[int], reply: str, lot: Random) -> Lesson:

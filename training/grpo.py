@@ -962,14 +962,22 @@ def _cold(
         threads=recipe.threads,
         precision=precision_of(recipe),
     )
-
-    def heard(line: str) -> None:
-        done = int(line.partition("/")[0])
-        progress(Told("cold", done, how.updates, line.partition(" ")[2]))
-
-    progress(Told("cold", 0, how.updates))
+    heard = _heard("cold", how.updates, progress)
     losses = train_cold(folder, workers, cold, sft, model=recipe.model, progress=heard, stop=stop)
     return len(losses) == how.updates
+
+
+def _heard(
+    stage: Literal["cold", "second", "finish"], updates: int, progress: Callable[[Told], None]
+) -> Callable[[str], None]:
+    """Tell that a stage of SFT begins; what is returned passes its lines on."""
+
+    def heard(line: str) -> None:
+        done, _, text = line.partition(" ")
+        progress(Told(stage, int(done.partition("/")[0]), updates, text))
+
+    progress(Told(stage, 0, updates))
+    return heard
 
 
 def _second(
@@ -1001,12 +1009,7 @@ def _own(
     stop: Callable[[], bool],
 ) -> list[float]:
     """SFT on plans of the Conductor's own; see :func:`training.finish.finish`."""
-
-    def heard(line: str) -> None:
-        done, _, text = line.partition(" ")
-        progress(Told(stage, int(done.partition("/")[0]), how.updates, text))
-
-    progress(Told(stage, 0, how.updates))
+    heard = _heard(stage, how.updates, progress)
     sft = SFTRecipe(
         rate=rate, seed=recipe.seed, threads=recipe.threads, precision=precision_of(recipe)
     )
